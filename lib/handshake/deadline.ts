@@ -1,0 +1,22 @@
+import type { Maybe } from '../maybe.js'
+
+/**
+ * `settle` is called exactly once: with the value, with `late` after `ms`, or with `failed(error)`. A value that is
+ * there is handed on at once, and costs no timer.
+ */
+export function settleWithin<T> (value: Maybe<T>, ms: number, late: T, failed: (error: unknown) => T, settle: (value: T) => void): void {
+  if (!(value instanceof Promise)) {
+    settle(value)
+    return
+  }
+  let open = true
+  const once = (outcome: T) => {
+    if (!open) return
+    open = false
+    clearTimeout(timer)
+    settle(outcome)
+  }
+  const timer = setTimeout(once, ms, late)
+  timer.unref()
+  value.then(once, (error: unknown) => { once(failed(error)) })
+}

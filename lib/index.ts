@@ -1,0 +1,50 @@
+/** fastify-hybrid-auth: validate, build the parts, decorate, hook. */
+import fp from 'fastify-plugin'
+import type { FastifyPluginAsync } from 'fastify'
+import type { HybridAuthOptions } from '../types/options.js'
+import { authError } from './errors.js'
+import { createGuards } from './handshake/guard.js'
+import { guardRoutes } from './handshake/routes.js'
+import { installSeam } from './handshake/seam.js'
+import { CONTEXT, contextOf } from './handshake/state.js'
+import { checkLogger, redactNotFound } from './observe/redaction.js'
+import { parseOptions, parseRule } from './options.js'
+
+const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth (app, given) {
+  const options = parseOptions(given)
+  checkLogger(app.log, options.credentials)
+  const createGuard = await createGuards(app, options)
+
+  if (!app.hasRequestDecorator('auth')) {
+    app.decorateRequest(CONTEXT, null)
+    app.decorateRequest('auth', {
+      getter () {
+        const context = contextOf(this)
+        if (context === null) throw authError('FST_HYBRID_AUTH_NOT_AUTHENTICATED')
+        return context
+      }
+    })
+  }
+  app.decorate('hybridAuth', {
+    require: rule => createGuard(parseRule(rule)),
+    contextOf
+  })
+
+  guardRoutes(app, options.guard, createGuard)
+  if (options.credentials.query) app.addHook('onRequest', redactNotFound)
+  app.addHook('onReady', async () => {
+    if (options.session !== undefined && options.session.store === undefined && !app.hasRequestDecorator('session')) {
+      throw authError('FST_HYBRID_AUTH_MISSING_DEPENDENCY', 'session needs @fastify/session registered in the same scope, or session.store')
+    }
+    installSeam(app)
+    if (options.guard === 'opt-in') app.log.warn('WebSocket routes without an `auth` option are open: guard is "opt-in"')
+  })
+}
+
+/** The plugin. Register it before the routes it guards; the order among other plugins does not matter. */
+export const hybridAuth = fp(plugin, { fastify: '5.x', name: 'fastify-hybrid-auth' })
+export default hybridAuth
+
+export { ERRORS, type AuthErrorCode } from './errors.js'
+export { serializers } from './observe/redaction.js'
+export type * from '../types/index.js'

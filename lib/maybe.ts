@@ -1,0 +1,16 @@
+/** A value that may already be there. What is synchronous stays synchronous, which is what keeps a cached handshake cheap. */
+export type Maybe<T> = T | Promise<T>
+
+/** `next(value)`, now or when the promise is fulfilled. */
+export function whenReady<T, R> (value: Maybe<T>, next: (value: T) => Maybe<R>): Maybe<R> {
+  return value instanceof Promise ? value.then(next) : next(value)
+}
+
+/** Foreign thenables become promises of our own; every other value passes as it is. */
+export function adopt<T> (value: T | PromiseLike<T>): Maybe<T> {
+  return isThenable(value) ? Promise.resolve(value) : value
+}
+
+function isThenable<T> (value: T | PromiseLike<T>): value is PromiseLike<T> {
+  return typeof value === 'object' && value !== null && 'then' in value && typeof value.then === 'function'
+}

@@ -1,0 +1,85 @@
+/** Keeps credentials out of log lines. */
+import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
+import { invalidOption } from '../errors.js'
+import { networkOf } from '../network.js'
+import type { ParsedOptions } from '../options.js'
+
+const TOKEN_PARAMETER = /([?&;]token(?:%5B%5D|\[\])?=)[^&#;]*/gi
+const SERIALIZERS = Symbol.for('pino.serializers')
+const CANARY = 'canary'
+
+/** A URL without the value of its `token` parameter. */
+export function withoutToken (url: string): string {
+  return url.replace(TOKEN_PARAMETER, '$1[redacted]')
+}
+
+/**
+ * For Fastify's `logger.serializers`: the request line as Fastify writes it, without a token in the URL.
+ * Needed with `credentials.query`.
+ */
+export const serializers = Object.freeze({
+  req (request: FastifyRequest) {
+    return {
+      method: request.method,
+      url: withoutToken(request.url),
+      host: request.host,
+      remoteAddress: request.ip,
+      remotePort: networkOf(request).socket?.remotePort
+    }
+  }
+})
+
+/**
+ * With a token in the URL, the logger must be known to leave it out.
+ * @throws FST_HYBRID_AUTH_INVALID_OPTION
+ */
+export function checkLogger (log: FastifyBaseLogger, { query, allowTokenInLogs }: ParsedOptions['credentials']): void {
+  if (!query || allowTokenInLogs || !isWriting(log)) return
+  if (!printsToken(log)) return
+  throw invalidOption('credentials.query', 'would put tokens into the log: pass serializers of this package to the logger, or set credentials.allowTokenInLogs')
+}
+
+/** Fastify without a logger has one that writes nothing, and no serializers. */
+function isWriting (log: FastifyBaseLogger): boolean {
+  return log.level !== 'silent' && log.info.name !== 'noop'
+}
+
+function printsToken (log: FastifyBaseLogger): boolean {
+  const request = { method: 'GET', url: `/?token=${CANARY}`, host: '', ip: '', headers: {}, raw: { url: `/?token=${CANARY}` }, socket: {} }
+  const req = requestSerializer(log)
+  if (req === null) return true
+  try {
+    return JSON.stringify(req(request) ?? '').includes(CANARY)
+  } catch {
+    return true
+  }
+}
+
+/** null: a logger that is not pino's, of which nothing can be told. */
+function requestSerializer (log: FastifyBaseLogger): ((request: object) => unknown) | null {
+  const all: unknown = Reflect.get(log, SERIALIZERS)
+  if (typeof all !== 'object' || all === null || !('req' in all) || typeof all.req !== 'function') return null
+  const { req } = all
+  return (request): unknown => Reflect.apply(req, all, [request])
+}
+
+/**
+ * Writes down what a dependency threw, by name, code and stack frames. Its message stays out: messages quote what they
+ * were given, and that may be a token or a session id.
+ */
+export function logFault (log: FastifyBaseLogger, where: string, error: unknown): void {
+  log.error({ hybridAuth: { where, ...describe(error) } }, `authentication failed in ${where}`)
+}
+
+function describe (error: unknown) {
+  if (!(error instanceof Error)) return { thrown: typeof error }
+  const code = 'code' in error && (typeof error.code === 'string' || typeof error.code === 'number') ? { code: error.code } : {}
+  const frames = (error.stack ?? '').split('\n').filter(line => line.startsWith('    at '))
+  return { name: error.name, ...code, frames }
+}
+
+/** As an `onRequest` hook: Fastify writes the URL of a route that does not exist into the log, and into the answer. */
+export function redactNotFound (request: FastifyRequest, _reply: unknown, done: () => void): void {
+  if (request.is404 && request.raw.url !== undefined) request.raw.url = withoutToken(request.raw.url)
+  done()
+}

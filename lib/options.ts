@@ -1,0 +1,144 @@
+/** The option schema, strict at every depth, and every default. */
+import * as v from 'valibot'
+import type { Algorithm, HybridAuthOptions, JwtOptions, SessionOptions } from '../types/options.js'
+import type { AuthType } from '../types/context.js'
+import type { RouteAuth, RouteRule, Rule, RuleFunction } from '../types/rules.js'
+import { invalidOption } from './errors.js'
+import { parseOriginPattern } from './handshake/origin.js'
+
+const ALGORITHMS = [
+  'HS256', 'HS384', 'HS512', 'RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'ES512', 'EdDSA'
+] as const satisfies readonly Algorithm[]
+const AUTH_TYPES = ['jwt', 'session', 'oauth2'] as const satisfies readonly AuthType[]
+
+/** RS and PS are the two schemes of one kind of key. */
+const family = (algorithm: Algorithm) => algorithm.slice(0, 2).replace('PS', 'RS')
+
+const text = (what: string) => v.pipe(v.string(`must be ${what}`), v.nonEmpty(`must be ${what}`))
+const names = (what: string) => v.pipe(v.array(text(what), `must be a list, each ${what}`), v.nonEmpty('must not be empty'))
+const oneOrMore = v.pipe(
+  v.union([text('an exact string'), names('an exact string')], 'must be an exact string or a list of them'),
+  v.transform(given => typeof given === 'string' ? [given] : given))
+const flag = (byDefault: boolean) => v.optional(v.boolean('must be true or false'), byDefault)
+const within = (min: number, max: number, unit: string) => {
+  const message = `must be a number of ${unit} from ${min} to ${max}`
+  return v.pipe(v.number(message), v.minValue(min, message), v.maxValue(max, message))
+}
+const oneOf = <const Choices extends readonly [string, ...string[]]>(choices: Choices) =>
+  v.picklist(choices, `must be one of ${choices.join(', ')}`)
+const fn = <F>() => v.custom<F>(given => typeof given === 'function', 'must be a function')
+
+const jwt = v.strictObject({
+  // The kinds of key are told apart where they are imported.
+  key: v.custom<JwtOptions['key']>(given => given !== undefined && given !== null, 'is required'),
+  algorithms: v.pipe(
+    v.array(oneOf(ALGORITHMS), 'must be a list of algorithms'),
+    v.nonEmpty('must name at least one algorithm'),
+    v.check(given => new Set(given.map(family)).size === 1, 'must be of one family: HS, RS and PS, ES, or EdDSA')),
+  issuer: v.optional(oneOrMore),
+  audience: v.optional(oneOrMore),
+  typ: v.optional(text('a media type')),
+  clockTolerance: v.optional(within(0, 300, 'seconds'), 0),
+  maxAge: v.optional(within(1, 1e9, 'seconds')),
+  maxTokenLength: v.optional(within(1, 65_536, 'characters'), 8192),
+  allowNoExpiry: flag(false),
+  user: v.optional(fn<NonNullable<JwtOptions['user']>>())
+})
+
+const MIN_COOKIE_SECRET = 32
+const isSecret = (given: unknown) => (typeof given === 'string' || Buffer.isBuffer(given)) && given.length >= MIN_COOKIE_SECRET
+const isSigner = (given: unknown) => typeof given === 'object' && given !== null &&
+  'sign' in given && typeof given.sign === 'function' && 'unsign' in given && typeof given.unsign === 'function'
+
+const UNUSED = 'has no use without session.store'
+
+const session = v.pipe(
+  v.strictObject({
+    user: fn<SessionOptions['user']>(),
+    store: v.optional(v.custom<NonNullable<SessionOptions['store']>>(
+      given => typeof given === 'object' && given !== null && 'get' in given && typeof given.get === 'function',
+      'must be a session store with a get(sessionId, callback) method')),
+    secret: v.optional(v.custom<NonNullable<SessionOptions['secret']>>(
+      given => isSecret(given) || isSigner(given) || (Array.isArray(given) && given.length > 0 && given.every(isSecret)),
+      `must be a signer, or a secret of at least ${MIN_COOKIE_SECRET} characters, or a list of such secrets`)),
+    cookieName: v.optional(text('a cookie name')),
+    cookiePrefix: v.optional(v.string('must be a string'))
+  }),
+  v.forward(v.check(given => given.store === undefined || given.secret !== undefined, 'is required with session.store'), ['secret']),
+  v.forward(v.check(given => given.store !== undefined || given.secret === undefined, UNUSED), ['secret']),
+  v.forward(v.check(given => given.store !== undefined || given.cookieName === undefined, UNUSED), ['cookieName']),
+  v.forward(v.check(given => given.store !== undefined || given.cookiePrefix === undefined, UNUSED), ['cookiePrefix']),
+  v.transform(({ cookieName = 'sessionId', cookiePrefix = '', ...given }) => ({ ...given, cookieName, cookiePrefix })))
+
+const credentials = v.strictObject({
+  query: flag(false),
+  subprotocol: flag(true),
+  allowTokenInLogs: flag(false)
+})
+
+const schema = v.pipe(
+  v.strictObject({
+    jwt: v.optional(jwt),
+    session: v.optional(session),
+    origins: v.optional(v.pipe(
+      v.array(v.pipe(
+        v.string('must be an origin'),
+        v.rawTransform(({ dataset, addIssue, NEVER }) => {
+          const pattern = parseOriginPattern(dataset.value)
+          if (pattern !== null) return pattern
+          addIssue({ message: 'must be an origin like https://app.example.com or https://*.example.com, without path, default port or trailing slash' })
+          return NEVER
+        })), 'must be a list of origins'),
+      v.nonEmpty('must not be empty'))),
+    fallback: v.optional(oneOf(['invalid', 'absent']), 'invalid'),
+    credentials: v.optional(credentials, {}),
+    guard: v.optional(oneOf(['all', 'opt-in']), 'all'),
+    refuse: v.optional(oneOf(['auto', 'http', 'close']), 'auto'),
+    handshakeTimeout: v.optional(within(1, 600_000, 'milliseconds'), 10_000),
+    audit: v.optional(fn<NonNullable<HybridAuthOptions['audit']>>())
+  }, 'must be an object'),
+  v.forward(v.check(given => given.jwt !== undefined || given.session !== undefined, 'is required, or session is: nothing could authenticate anybody'), ['jwt']))
+
+/** The options after validation: every default in place, every list a list. */
+export type ParsedOptions = v.InferOutput<typeof schema>
+export type ParsedJwtOptions = v.InferOutput<typeof jwt>
+export type ParsedSessionOptions = v.InferOutput<typeof session>
+
+const requirement = {
+  permissions: v.optional(names('a permission')),
+  anyPermission: v.optional(names('a permission')),
+  role: v.optional(text('a role')),
+  roles: v.optional(names('a role')),
+  types: v.optional(v.pipe(v.array(oneOf(AUTH_TYPES), 'must be a list'), v.nonEmpty('must not be empty'))),
+  check: v.optional(fn<RuleFunction>())
+}
+const rule = v.strictObject(requirement, 'must be an object or a function')
+const routeRule = v.strictObject({ ...requirement, optional: flag(false) }, 'must be true, false, an object or a function')
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the option's path */
+export function parseOptions (given: unknown): ParsedOptions {
+  return parse(schema, given, '')
+}
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION */
+export function parseRule (given: Rule | undefined): RouteRule {
+  if (typeof given === 'function') return { check: given }
+  return parse(rule, given ?? {}, 'require')
+}
+
+/** A route's `auth` option as a rule; null where it opens the route. @throws FST_HYBRID_AUTH_INVALID_OPTION */
+export function parseRouteAuth (given: RouteAuth): RouteRule | null {
+  if (given === false) return null
+  if (given === true) return {}
+  if (typeof given === 'function') return { check: given }
+  return parse(routeRule, given, 'auth')
+}
+
+function parse<Schema extends v.GenericSchema> (schema: Schema, given: unknown, under: string): v.InferOutput<Schema> {
+  const result = v.safeParse(schema, given)
+  if (result.success) return result.output
+  const [issue] = result.issues
+  const path = [under, v.getDotPath(issue) ?? ''].filter(part => part !== '').join('.')
+  const unknown = issue.type === 'strict_object' && issue.expected === 'never'
+  throw invalidOption(path === '' ? 'options' : path, unknown ? 'is not an option' : issue.message)
+}

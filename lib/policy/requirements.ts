@@ -1,0 +1,23 @@
+/** A rule to a check: read once, asked per request. */
+import type { FastifyRequest } from 'fastify'
+import type { AuthContext } from '../../types/context.js'
+import type { RequirementRule } from '../../types/rules.js'
+import { adopt, whenReady, type Maybe } from '../maybe.js'
+
+/** Whether the context meets the rule. @throws, or rejects with, what the rule's own function throws */
+export type RequirementCheck = (auth: AuthContext, request: FastifyRequest) => Maybe<boolean>
+
+export function compileRequirements ({ permissions, anyPermission, role, roles, types, check }: RequirementRule): RequirementCheck {
+  const holds: Array<(auth: AuthContext) => boolean> = []
+  if (types !== undefined) holds.push(auth => types.includes(auth.authType))
+  if (role !== undefined) holds.push(auth => auth.role === role)
+  if (roles !== undefined) holds.push(auth => auth.role !== null && roles.includes(auth.role))
+  if (permissions !== undefined) holds.push(auth => permissions.every(name => auth.permissions.includes(name)))
+  if (anyPermission !== undefined) holds.push(auth => anyPermission.some(name => auth.permissions.includes(name)))
+
+  return function meetsRequirements (auth, request) {
+    if (!holds.every(one => one(auth))) return false
+    // Types end at the border: a function in JavaScript may answer anything, and only `true` admits.
+    return check === undefined || whenReady(adopt(check(auth, request)), verdict => verdict)
+  }
+}

@@ -1,0 +1,48 @@
+/**
+ * A bounded memory of successes, in two generations: when the young one is full it becomes the old one, and what is
+ * asked for again moves back. Both bounds hold for the sum of the two, and a hit costs one Map read.
+ */
+export class GenerationCache<V> {
+  readonly #maxEntries: number
+  readonly #maxBytes: number
+  #young = new Map<string, V>()
+  #old = new Map<string, V>()
+  #youngBytes = 0
+
+  constructor (maxEntries: number, maxBytes: number) {
+    this.#maxEntries = maxEntries / 2
+    this.#maxBytes = maxBytes / 2
+  }
+
+  get (key: string): V | undefined {
+    const hit = this.#young.get(key)
+    if (hit !== undefined) return hit
+    const aged = this.#old.get(key)
+    if (aged !== undefined) {
+      this.#old.delete(key)
+      this.set(key, aged)
+    }
+    return aged
+  }
+
+  /** Keys are counted as two bytes a character, values as no more than their key: claims are the key's own payload. */
+  set (key: string, value: V): void {
+    const bytes = key.length * 4
+    if (this.#young.size >= this.#maxEntries || this.#youngBytes + bytes > this.#maxBytes) {
+      this.#old = this.#young
+      this.#young = new Map()
+      this.#youngBytes = 0
+    }
+    this.#young.set(key, value)
+    this.#youngBytes += bytes
+  }
+
+  delete (key: string): void {
+    this.#young.delete(key)
+    this.#old.delete(key)
+  }
+
+  get size (): number {
+    return this.#young.size + this.#old.size
+  }
+}

@@ -1,0 +1,24 @@
+/** The two ways to an AuthContext. */
+import type { AuthContext, Via } from '../../types/context.js'
+import type { AuthErrorCode } from '../errors.js'
+import type { VerifiedToken } from './jwt.js'
+import type { VerifiedSession } from './session.js'
+
+const FIRST_VERSION = 1
+
+export function jwtContext ({ identity, claims, tokenId, expiresAt }: VerifiedToken, via: Via): AuthContext {
+  const { userId, role, permissions, tenantId, user } = identity
+  return Object.freeze({
+    authType: 'jwt', userId, role, permissions, tenantId, user, via, issuer: claims.iss ?? null,
+    authenticatedAt: Date.now(), expiresAt, version: FIRST_VERSION, claims, tokenId
+  })
+}
+
+export function sessionContext ({ identity, sessionId, expiresAt }: VerifiedSession, fallbackFrom?: AuthErrorCode): AuthContext {
+  const { userId, role, permissions, tenantId, user } = identity
+  return Object.freeze({
+    authType: 'session', userId, role, permissions, tenantId, user, via: 'cookie', issuer: null,
+    authenticatedAt: Date.now(), expiresAt, version: FIRST_VERSION, sessionId,
+    ...(fallbackFrom !== undefined && { fallbackFrom })
+  })
+}

@@ -1,0 +1,49 @@
+/** From what a `user` mapper returned to the members of an AuthContext: a whole identity, or none. */
+import type { Claims, Identity } from '../../types/context.js'
+import { plainObject, type Plain, type PlainObject } from './plain.js'
+
+/** What every context takes from the mapper. */
+export interface CheckedIdentity {
+  readonly userId: string
+  readonly role: string | null
+  readonly permissions: readonly string[]
+  readonly tenantId: string | null
+  readonly user: Identity
+}
+
+const MAX_LENGTH = 1024
+const NO_PERMISSIONS: readonly string[] = Object.freeze([])
+
+/** null: what was returned does not name a user. @throws whatever a getter or `toJSON` of it throws */
+export function checkIdentity (mapped: unknown): CheckedIdentity | null {
+  if (typeof mapped !== 'object' || mapped === null) return null
+  const user = plainObject(mapped)
+  if (!isIdentity(user)) return null
+  const { userId, role, permissions, tenantId } = user
+  return { userId, role: role ?? null, permissions: permissions ?? NO_PERMISSIONS, tenantId: tenantId ?? null, user }
+}
+
+function isIdentity (user: PlainObject): user is PlainObject & Identity {
+  const { userId, role, permissions, tenantId } = user
+  return isName(userId) &&
+    (role == null || isName(role)) &&
+    (tenantId == null || isName(tenantId)) &&
+    (permissions == null || (Array.isArray(permissions) && permissions.every(item => typeof item === 'string')))
+}
+
+function isName (value: Plain | undefined): boolean {
+  return typeof value === 'string' && value.length > 0 && value.length <= MAX_LENGTH
+}
+
+/**
+ * The default `jwt.user`. `scope` is one string of names parted by spaces (RFC 8693 §4.2); in another shape it grants
+ * nothing.
+ */
+export function identityFromClaims ({ sub, role, permissions, scope, companyId }: Claims): object {
+  return {
+    userId: sub,
+    role,
+    permissions: permissions ?? (typeof scope === 'string' ? scope.split(' ').filter(name => name !== '') : undefined),
+    tenantId: companyId
+  }
+}

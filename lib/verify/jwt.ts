@@ -1,0 +1,107 @@
+/** A bearer JWT to what it proves: form, key, signature, claims, in that order, and a memory of successes. */
+import { isUtf8 } from 'node:buffer'
+import { createHash } from 'node:crypto'
+import type { Claims } from '../../types/context.js'
+import { isRefusal, type Refusal } from '../errors.js'
+import { adopt, whenReady, type Maybe } from '../maybe.js'
+import type { ParsedJwtOptions } from '../options.js'
+import { GenerationCache } from './cache.js'
+import { createClaimsCheck, within, type Validity } from './claims.js'
+import { checkIdentity, identityFromClaims, type CheckedIdentity } from './identity.js'
+import { createKeyring } from './keyring.js'
+import type { SignatureVerifier } from './keys.js'
+import { plainObject, type PlainObject } from './plain.js'
+import { createFormCheck, type WellFormed } from './token.js'
+
+/** A token that was verified, and who it names. */
+export interface VerifiedToken {
+  readonly claims: Claims
+  readonly tokenId: string
+  readonly identity: CheckedIdentity
+  /** In milliseconds since the epoch; null: never. */
+  readonly expiresAt: number | null
+}
+
+interface Success extends Validity {
+  readonly claims: Claims
+  readonly tokenId: string
+  /** null: the application's mapper says who it is, each time anew. */
+  readonly identity: CheckedIdentity | null
+  /** After this time the token is verified again. */
+  readonly keepUntil: number
+}
+
+const INVALID: Refusal = 'FST_HYBRID_AUTH_INVALID_TOKEN'
+const CACHE_ENTRIES = 20_000
+const CACHE_BYTES = 64 * 1024 * 1024
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION on a key that cannot be used */
+export function createJwtVerifier (options: ParsedJwtOptions) {
+  const keyring = createKeyring(options.key, options.algorithms)
+  const { checkForm, remember } = createFormCheck(options.algorithms, options.maxTokenLength)
+  const checkClaims = createClaimsCheck(options)
+  const successes = new GenerationCache<Success>(CACHE_ENTRIES, CACHE_BYTES)
+  const mapUser = options.user
+
+  /** A refusal, or what the token proves. @throws, or rejects with, what a key function or mapper throws */
+  return function verifyJwt (token: string): Maybe<VerifiedToken | Refusal> {
+    const known = successes.get(token)
+    if (known === undefined) return verifyAnew(token)
+    const valid = within(known)
+    if (isRefusal(valid) || Date.now() >= known.keepUntil) successes.delete(token)
+    if (isRefusal(valid)) return valid
+    return Date.now() >= known.keepUntil ? verifyAnew(token) : identify(known)
+  }
+
+  function verifyAnew (token: string): Maybe<VerifiedToken | Refusal> {
+    const wellFormed = checkForm(token)
+    if (wellFormed === null) return INVALID
+    return whenReady(keyring.find(wellFormed.header), verifier => {
+      if (verifier?.signatureLength !== wellFormed.signatureLength) return INVALID
+      const success = verifySigned(token, wellFormed, verifier)
+      if (isRefusal(success)) return success
+      remember(wellFormed)
+      successes.set(token, success)
+      return identify(success)
+    })
+  }
+
+  function verifySigned (token: string, { header, headerSegment, payloadSegment }: WellFormed, verify: SignatureVerifier): Success | Refusal {
+    const claims = readClaims(token, payloadSegment, verify)
+    if (claims === null) return INVALID
+    const validity = checkClaims(claims, header.typ)
+    if (isRefusal(validity)) return validity
+    const identity = mapUser === undefined ? checkIdentity(identityFromClaims(claims)) : null
+    if (identity === null && mapUser === undefined) return INVALID
+    const tokenId = typeof claims.jti === 'string' ? claims.jti : tokenHash(headerSegment, payloadSegment)
+    return { ...validity, claims, tokenId, identity, keepUntil: Date.now() + keyring.keepFor }
+  }
+
+  function identify ({ claims, tokenId, identity, notAfter: expiresAt }: Success): Maybe<VerifiedToken | Refusal> {
+    if (identity !== null) return { claims, tokenId, identity, expiresAt }
+    return whenReady(adopt(mapUser?.(claims) ?? null), mapped => {
+      const checked = checkIdentity(mapped)
+      return checked === null ? INVALID : { claims, tokenId, identity: checked, expiresAt }
+    })
+  }
+}
+
+/** null: the signature is wrong, or the payload is not UTF-8, not an object, or nested past measure. */
+function readClaims (token: string, payloadSegment: string, verify: SignatureVerifier): PlainObject | null {
+  try {
+    const payload = verify(token)
+    if (!isObject(payload) || !isUtf8(Buffer.from(payloadSegment, 'base64url'))) return null
+    return plainObject(payload)
+  } catch {
+    return null
+  }
+}
+
+/** What names a token without `jti`. The signature is no part of it: one signature has several spellings. */
+function tokenHash (headerSegment: string, payloadSegment: string): string {
+  return 'sha256:' + createHash('sha256').update(`${headerSegment}.${payloadSegment}`).digest('base64url')
+}
+
+function isObject (value: unknown): value is object {
+  return typeof value === 'object' && value !== null
+}

@@ -1,0 +1,79 @@
+import type { AuthErrorCode } from '../lib/errors.js'
+
+/**
+ * The application's user, as `jwt.user` and `session.user` return it. Empty until the application declares its
+ * fields: `declare module 'fastify-hybrid-auth' { interface AuthUser { name: string } }`.
+ */
+
+export interface AuthUser {}
+
+/** What a `user` mapper returns: who it is, and the application's own fields beside it. Plain data only. */
+export type Identity = AuthUser & {
+  /** 1 to 1 024 characters. */
+  readonly userId: string
+  /** @default null */
+  readonly role?: string | null | undefined
+  /** Compared by exact string. @default [] */
+  readonly permissions?: readonly string[] | null | undefined
+  /** @default null */
+  readonly tenantId?: string | null | undefined
+}
+
+/** Where the credential came from. */
+export type Via = 'header' | 'subprotocol' | 'ticket' | 'query' | 'cookie' | 'message'
+
+/** How the connection was authenticated: the tag of {@link AuthContext}. */
+export type AuthType = 'jwt' | 'session' | 'oauth2'
+
+/** The verified claims set (RFC 7519 §4), frozen, without `__proto__`, `constructor` and `prototype` at any depth. */
+export interface Claims {
+  readonly iss?: string
+  readonly sub?: string
+  readonly aud?: string | readonly string[]
+  readonly exp?: number
+  readonly nbf?: number
+  readonly iat?: number
+  readonly jti?: string
+  readonly [claim: string]: unknown
+}
+
+interface ContextBase {
+  readonly userId: string
+  readonly role: string | null
+  readonly permissions: readonly string[]
+  readonly tenantId: string | null
+  /** What the mapper returned, copied and frozen; values become what JSON would make of them. */
+  readonly user: Identity
+  readonly via: Via
+  /** The `iss` claim; null where the credential names no issuer. */
+  readonly issuer: string | null
+  /** When this context was made, in milliseconds since the epoch. */
+  readonly authenticatedAt: number
+  /** When the credential ends, in milliseconds since the epoch; null if it does not. */
+  readonly expiresAt: number | null
+  /** 1 at the handshake, higher each time the connection's context is replaced. */
+  readonly version: number
+  /** The code of the bearer that was refused before the session was accepted; absent where none was. */
+  readonly fallbackFrom?: AuthErrorCode
+}
+
+export interface JwtContext extends ContextBase {
+  readonly authType: 'jwt'
+  readonly claims: Claims
+  /** `jti`, or `sha256:` and the base64url hash of `header.payload` where the token has none. */
+  readonly tokenId: string
+}
+
+export interface OAuth2Context extends ContextBase {
+  readonly authType: 'oauth2'
+  readonly claims: Claims
+  readonly tokenId: string
+}
+
+export interface SessionContext extends ContextBase {
+  readonly authType: 'session'
+  readonly sessionId: string
+}
+
+/** Who is on the other side. Frozen plain data; `authType` tells which member of the union it is. */
+export type AuthContext = JwtContext | OAuth2Context | SessionContext

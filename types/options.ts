@@ -1,0 +1,129 @@
+import type { KeyObject } from 'node:crypto'
+import type { AuditEvent } from './audit.js'
+import type { Claims, Identity } from './context.js'
+
+/** The signature algorithms of RFC 7518 §3.1 and RFC 8037 that are accepted; `none` never is. */
+export type Algorithm =
+  | 'HS256' | 'HS384' | 'HS512'
+  | 'RS256' | 'RS384' | 'RS512' | 'PS256' | 'PS384' | 'PS512'
+  | 'ES256' | 'ES384' | 'ES512'
+  | 'EdDSA'
+
+/** A secret (HS), or a public key or certificate as PEM text or KeyObject. */
+export type KeyMaterial = string | Buffer | KeyObject
+
+/** A key that serves one algorithm only, where more than one of `algorithms` would fit it (RFC 8725 §3.1). */
+export interface PinnedKey { key: KeyMaterial, algorithm: Algorithm }
+
+/** The protected header (RFC 7515 §4) as a key function sees it: checked for shape, not yet for signature. */
+export interface JoseHeader {
+  readonly alg: Algorithm
+  readonly kid?: string
+  readonly typ?: string
+}
+
+/** Finds the key of a token. null or undefined: there is none, and the token is refused. */
+export type KeyFunction = (header: JoseHeader) =>
+  KeyMaterial | PinnedKey | null | undefined | Promise<KeyMaterial | PinnedKey | null | undefined>
+
+export interface JwtOptions {
+  /**
+   * What verifies the signature. An object maps each `kid` to its key. A function is asked once per token and bounded
+   * by `handshakeTimeout`; a verdict reached with its key is kept for at most 30 s.
+   */
+  key: KeyMaterial | PinnedKey | Readonly<Record<string, KeyMaterial | PinnedKey>> | KeyFunction
+  /** The accepted `alg` values, of one family: HS, RS and PS, ES, or EdDSA. */
+  algorithms: readonly Algorithm[]
+  /** The exact `iss`, or a list of them. Required in the token once set. @default not checked */
+  issuer?: string | readonly string[] | undefined
+  /** The exact `aud`, or a list of which the token must name one. Required in the token once set. @default not checked */
+  audience?: string | readonly string[] | undefined
+  /** The required `typ` header; `application/at+jwt` equals `at+jwt`. @default not checked */
+  typ?: string | undefined
+  /** How far the clocks may differ, in seconds, 0 to 300. @default 0 */
+  clockTolerance?: number | undefined
+  /** How long after its `iat` a token is accepted, in seconds. Makes `iat` required. @default no limit */
+  maxAge?: number | undefined
+  /** In characters. A longer token is refused unread. @default 8192 */
+  maxTokenLength?: number | undefined
+  /** Accepts a token without `exp`. @default false */
+  allowNoExpiry?: boolean | undefined
+  /**
+   * Who the claims describe. null refuses the token.
+   * @default `sub`, `role`, `permissions` or else `scope` split at spaces, and `companyId` as the tenant
+   */
+  user?: ((claims: Claims) => Identity | null | Promise<Identity | null>) | undefined
+}
+
+/** What signs session cookies; `@fastify/cookie`'s `Signer` is one. */
+export interface CookieSigner {
+  sign (value: string): string
+  unsign (value: string): { valid: boolean, value: string | null }
+}
+
+/** The part of an express-session store that is used: one read. */
+export interface SessionStore {
+  get (sessionId: string, callback: (error: unknown, session?: unknown) => void): void
+}
+
+/**
+ * The session as the store holds it. `@fastify/session` widens it by declaration merging:
+ * `declare module 'fastify' { interface Session { user?: … } }`.
+ */
+export type StoredSession = import('fastify').Session
+
+export interface SessionOptions {
+  /**
+   * Who the session belongs to. null is nobody: that a session exists proves nothing.
+   */
+  user: (session: StoredSession) => Identity | null | undefined | Promise<Identity | null | undefined>
+  /**
+   * Read sessions from this store directly, so that no session hook runs on a handshake and a store that is down
+   * refuses nobody who has a bearer. @default what @fastify/session loaded for the request
+   */
+  store?: SessionStore | undefined
+  /** What signed the cookie, as given to @fastify/session. Required with `store`. */
+  secret?: string | Buffer | ReadonlyArray<string | Buffer> | CookieSigner | undefined
+  /** As given to @fastify/session. @default 'sessionId' */
+  cookieName?: string | undefined
+  /** As given to @fastify/session. @default '' */
+  cookiePrefix?: string | undefined
+}
+
+export interface CredentialOptions {
+  /** Reads `?token=` of the URL (RFC 6750 §2.3). URLs are logged, so the logger must leave it out. @default false */
+  query?: boolean | undefined
+  /** Reads `bearer.<token>` offered beside `hybrid-auth.v1` as a subprotocol. @default true */
+  subprotocol?: boolean | undefined
+  /** Starts although the logger would print a token given in the URL. @default false */
+  allowTokenInLogs?: boolean | undefined
+}
+
+export interface HybridAuthOptions {
+  /** Bearer JWTs. @default off */
+  jwt?: JwtOptions | undefined
+  /** Session cookies. @default off */
+  session?: SessionOptions | undefined
+  /**
+   * Origins whose pages may open a socket, or use a session for an unsafe method: `https://app.example.com`, or
+   * `https://*.example.com` for one or more whole labels. @default the request's own scheme and host
+   */
+  origins?: readonly string[] | undefined
+  /**
+   * What a refused bearer leads to. `invalid`: the session is tried next. `absent`: a refusal; the session is tried
+   * only where no bearer came. @default 'invalid'
+   */
+  fallback?: 'invalid' | 'absent' | undefined
+  credentials?: CredentialOptions | undefined
+  /** Which WebSocket routes are guarded: `all` but those with `auth: false`, or only those with `auth`. @default 'all' */
+  guard?: 'all' | 'opt-in' | undefined
+  /**
+   * How an upgrade is refused. `http`: by status. `close`: accepted and closed with a code. `auto`: `close` for a client
+   * that offered `hybrid-auth.v1`, else `http`. @default 'auto'
+   */
+  refuse?: 'auto' | 'http' | 'close' | undefined
+  /** How long everything asynchronous of one handshake may take, in milliseconds. @default 10000 */
+  handshakeTimeout?: number | undefined
+  /** Receives every decision. It is called after the decision and cannot change it; what it throws is ignored. @default none */
+  audit?: ((event: AuditEvent) => void) | undefined
+}
