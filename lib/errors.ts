@@ -1,5 +1,5 @@
 /** One row per error. Nothing a client sent, and nothing a dependency said, is ever part of a message. */
-import createError from '@fastify/error'
+import { createError, type FastifyErrorConstructor } from '@fastify/error'
 import type { CloseName } from './protocol.js'
 
 interface ErrorRow {
@@ -36,7 +36,7 @@ export type Refusal = AuthErrorCode
 /** The table, for who maps a code to a status, a close code or a challenge. */
 export const ERRORS: Readonly<Record<AuthErrorCode, ErrorRow>> = Object.freeze(ROWS)
 
-type ErrorConstructor = createError.FastifyErrorConstructor<{ code: string }, string[]>
+type ErrorConstructor = FastifyErrorConstructor<{ code: string }, string[]>
 const constructors = new Map<AuthErrorCode, ErrorConstructor>()
 
 /** An Error of the table: `code`, `statusCode` and a fixed message, filled with `details` where the row has places. */

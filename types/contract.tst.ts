@@ -1,0 +1,98 @@
+import Fastify, { type FastifyRequest, type preHandlerHookHandler } from 'fastify'
+import { createPublicKey } from 'node:crypto'
+import { describe, expect, test } from 'tstyche'
+import hybridAuth, {
+  hybridAuth as named, type AuditEvent, type AuthContext, type AuthErrorCode, type HybridAuthOptions, type Identity
+} from '../lib/index.js'
+import { CLOSE, type CloseAction } from '../lib/protocol.js'
+
+declare module '../lib/index.js' {
+  interface AuthUser { name: string }
+}
+declare module 'fastify' {
+  interface Session { user?: Identity }
+}
+
+declare const context: AuthContext
+declare const request: FastifyRequest
+const app = Fastify()
+const jwt = { key: 'secret', algorithms: ['HS256'] } as const
+const user = () => ({ userId: 'alice', name: 'Alice' })
+
+describe('registration', () => {
+  test('the default and the named export are the same plugin', () => {
+    expect(hybridAuth).type.toBe<typeof named>()
+  })
+
+  test('every kind of key is accepted, and a JWK is not', () => {
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, key: Buffer.from('secret'), user } })
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, key: createPublicKey('pem') } })
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, key: { one: 'pem', two: { key: 'pem', algorithm: 'RS256' as const } } } })
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, key: async () => null } })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { ...jwt, key: 1 } })
+  })
+
+  test('algorithms, issuer and audience are exact', () => {
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { key: 'secret' } })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { key: 'secret', algorithms: ['none'] } })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { ...jwt, issuer: /./ } })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt, origins: [/./] })
+  })
+
+  test('a mapper returns the whole identity, with the fields that the application declared', () => {
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt, session: { user } })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt, session: { user: () => ({ userId: 'alice' }) } })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt, session: { user: () => ({ name: 'Alice' }) } })
+  })
+})
+
+describe('routes', () => {
+  test('WebSocket and HTTP routes take auth', () => {
+    expect(app.get).type.toBeCallableWith('/live', { websocket: true as const, auth: { permissions: ['a'], optional: true } }, () => {})
+    expect(app.get).type.toBeCallableWith('/open', { websocket: true as const, auth: false }, () => {})
+    expect(app.get).type.toBeCallableWith('/me', { auth: (auth: AuthContext) => auth.role === 'admin' }, () => {})
+    expect(app.get).type.not.toBeCallableWith('/me', { auth: { roles: 'admin' } }, () => {})
+    expect(app.get).type.not.toBeCallableWith('/me', { auth: { types: ['basic'] } }, () => {})
+  })
+
+  test('require() gives a preHandler', () => {
+    expect(app.hybridAuth.require({ anyPermission: ['a', 'b'] })).type.toBe<preHandlerHookHandler>()
+    expect(app.hybridAuth.require).type.not.toBeCallableWith({ optional: true })
+  })
+})
+
+describe('the context', () => {
+  test('request.auth is never null, contextOf() may be', () => {
+    expect(request.auth).type.toBe<AuthContext>()
+    expect(app.hybridAuth.contextOf(request)).type.toBe<AuthContext | null>()
+  })
+
+  test('authType tells the members apart', () => {
+    if (context.authType === 'session') {
+      expect(context.sessionId).type.toBe<string>()
+      expect(context).type.not.toHaveProperty('claims')
+    } else {
+      expect(context.tokenId).type.toBe<string>()
+      expect(context.claims.sub).type.toBe<string | undefined>()
+      expect(context).type.not.toHaveProperty('sessionId')
+    }
+  })
+
+  test('user has the declared fields, and nothing can be assigned', () => {
+    expect(context.user.name).type.toBe<string>()
+    expect<Pick<AuthContext, 'userId'>>().type.toBe<{ readonly userId: string }>()
+    expect(context.permissions).type.toBe<readonly string[]>()
+  })
+})
+
+describe('what is told', () => {
+  test('audit events are a union on type', () => {
+    expect<Extract<AuditEvent, { type: 'fallback' }>['code']>().type.toBe<AuthErrorCode>()
+    expect<Extract<AuditEvent, { type: 'refused' }>>().type.not.toHaveProperty('userId')
+  })
+
+  test('close codes are literals', () => {
+    expect(CLOSE.AuthenticationExpired.code).type.toBe<4002>()
+    expect(CLOSE.AuthenticationExpired.action).type.toBe<CloseAction>()
+  })
+})
