@@ -1,0 +1,35 @@
+/** Two users in memory. Their passwords are made at start and kept as scrypt hashes. */
+import { randomBytes, scrypt, timingSafeEqual } from 'node:crypto'
+import { promisify } from 'node:util'
+
+const derive = promisify(scrypt)
+
+// From OWASP's Password Storage Cheat Sheet: 16 MiB and about a tenth of a second per try.
+const COST = { N: 2 ** 14, r: 8, p: 5 }
+const HASH_LENGTH = 32
+
+const PEOPLE = [
+  { userId: 'alice', role: 'agent', permissions: ['property:read'] },
+  { userId: 'root', role: 'admin', permissions: ['property:read', 'property:write'] }
+]
+
+export async function createUsers () {
+  /** What to type into the login form: only ever printed on the terminal. */
+  const logins = PEOPLE.map(({ userId, role }) => ({ username: userId, password: randomBytes(5).toString('hex'), role }))
+  const records = new Map(await Promise.all(PEOPLE.map(async (identity, i) =>
+    [identity.userId, { identity, ...await hash(logins[i].password) }])))
+  const nobody = { identity: null, salt: randomBytes(16), hash: randomBytes(HASH_LENGTH) }
+
+  /** The user; null where name or password is wrong. An unknown name costs as much as a wrong password. */
+  async function verify ({ username, password }) {
+    const record = records.get(username) ?? nobody
+    const given = await hash(password, record.salt)
+    return timingSafeEqual(given.hash, record.hash) ? record.identity : null
+  }
+
+  return { logins, verify }
+}
+
+async function hash (password, salt = randomBytes(16)) {
+  return { salt, hash: await derive(password.normalize('NFKC'), salt, HASH_LENGTH, COST) }
+}
