@@ -18,6 +18,7 @@ const ROWS = {
   FST_HYBRID_AUTH_INVALID_TOKEN: { status: 401, close: 'AuthenticationFailed', challenge: 'invalid_token', message: 'The access token is not valid' },
   FST_HYBRID_AUTH_EXPIRED_TOKEN: { status: 401, close: 'AuthenticationExpired', challenge: 'invalid_token', message: 'The access token has expired' },
   FST_HYBRID_AUTH_INVALID_SESSION: { status: 401, close: 'AuthenticationFailed', message: 'The session is not valid' },
+  FST_HYBRID_AUTH_EXPIRED_SESSION: { status: 401, close: 'AuthenticationExpired', message: 'The session has expired' },
   FST_HYBRID_AUTH_NOT_AUTHENTICATED: { status: 401, close: 'AuthenticationFailed', message: 'request.auth was read where nobody was authenticated' },
   FST_HYBRID_AUTH_FORBIDDEN: { status: 403, close: 'Forbidden', challenge: 'insufficient_scope', message: 'The credential does not allow this' },
   FST_HYBRID_AUTH_ORIGIN_REFUSED: { status: 403, close: 'Forbidden', message: 'This origin is not allowed' },

@@ -2,18 +2,26 @@
 import fp from 'fastify-plugin'
 import type { FastifyPluginAsync } from 'fastify'
 import type { HybridAuthOptions } from '../types/options.js'
+import { createConnectionApi, createHub } from './connection/connections.js'
+import { drainHub, drainOnClose } from './connection/drain.js'
 import { authError } from './errors.js'
 import { createGuards } from './handshake/guard.js'
 import { guardRoutes } from './handshake/routes.js'
 import { installSeam } from './handshake/seam.js'
-import { CONTEXT, contextOf } from './handshake/state.js'
-import { checkLogger, redactNotFound } from './observe/redaction.js'
+import { createAuditor } from './observe/audit.js'
+import { checkLogger, logFault, redactNotFound } from './observe/redaction.js'
 import { parseOptions, parseRule } from './options.js'
+import { CONTEXT, contextOf } from './request.js'
+import { createChain, type FaultReporter } from './verify/chain.js'
 
 const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth (app, given) {
   const options = parseOptions(given)
   checkLogger(app.log, options.credentials)
-  const createGuard = await createGuards(app, options)
+
+  const audit = createAuditor(options.audit)
+  const chain = await createChain(options, report)
+  const hub = createHub(options, chain, audit, report)
+  const createGuard = createGuards(options, { chain, hub, audit, report })
 
   if (!app.hasRequestDecorator('auth')) {
     app.decorateRequest(CONTEXT, null)
@@ -26,11 +34,13 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
     })
   }
   app.decorate('hybridAuth', {
-    require: rule => createGuard(parseRule(rule)),
-    contextOf
+    ...createConnectionApi(hub),
+    contextOf,
+    require: rule => createGuard(parseRule(rule), false)
   })
 
   guardRoutes(app, options.guard, createGuard)
+  drainOnClose(app, () => drainHub(hub))
   if (options.credentials.query) app.addHook('onRequest', redactNotFound)
   app.addHook('onReady', async () => {
     if (options.session !== undefined && options.session.store === undefined && !app.hasRequestDecorator('session')) {
@@ -40,6 +50,8 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
     if (options.guard === 'opt-in') app.log.warn('WebSocket routes without an `auth` option are open: guard is "opt-in"')
   })
 }
+
+const report: FaultReporter = (request, where, error) => { logFault(request.log, where, error) }
 
 /** The plugin. Register it before the routes it guards; the order among other plugins does not matter. */
 export const hybridAuth = fp(plugin, { fastify: '5.x', name: 'fastify-hybrid-auth' })

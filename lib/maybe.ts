@@ -14,3 +14,13 @@ export function adopt<T> (value: T | PromiseLike<T>): Maybe<T> {
 function isThenable<T> (value: T | PromiseLike<T>): value is PromiseLike<T> {
   return typeof value === 'object' && value !== null && 'then' in value && typeof value.then === 'function'
 }
+
+/** Fails closed: what `run` throws, or rejects with, becomes what `failed` makes of it. */
+export function attempt<T, F> (run: () => Maybe<T>, failed: (error: unknown) => F): Maybe<T | F> {
+  try {
+    const outcome = run()
+    return outcome instanceof Promise ? outcome.catch(failed) : outcome
+  } catch (error) {
+    return failed(error)
+  }
+}

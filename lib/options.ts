@@ -2,9 +2,10 @@
 import * as v from 'valibot'
 import type { Algorithm, HybridAuthOptions, JwtOptions, SessionOptions } from '../types/options.js'
 import type { AuthType } from '../types/context.js'
-import type { RouteAuth, RouteRule, Rule, RuleFunction } from '../types/rules.js'
+import type { MessageRule, RouteAuth, Rule, RuleFunction } from '../types/rules.js'
 import { invalidOption } from './errors.js'
 import { parseOriginPattern } from './handshake/origin.js'
+import { CLOSE, type CloseName } from './protocol.js'
 
 const ALGORITHMS = [
   'HS256', 'HS384', 'HS512', 'RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'ES512', 'EdDSA'
@@ -50,6 +51,7 @@ const isSecret = (given: unknown) => (typeof given === 'string' || Buffer.isBuff
 const isSigner = (given: unknown) => typeof given === 'object' && given !== null &&
   'sign' in given && typeof given.sign === 'function' && 'unsign' in given && typeof given.unsign === 'function'
 
+const DAY = 86_400_000
 const UNUSED = 'has no use without session.store'
 
 const session = v.pipe(
@@ -62,11 +64,15 @@ const session = v.pipe(
       given => isSecret(given) || isSigner(given) || (Array.isArray(given) && given.length > 0 && given.every(isSecret)),
       `must be a signer, or a secret of at least ${MIN_COOKIE_SECRET} characters, or a list of such secrets`)),
     cookieName: v.optional(text('a cookie name')),
-    cookiePrefix: v.optional(v.string('must be a string'))
+    cookiePrefix: v.optional(v.string('must be a string')),
+    revalidate: v.optional(within(100, DAY, 'milliseconds'), 30_000),
+    onStoreError: v.optional(oneOf(['serve', 'close']), 'serve'),
+    maxStale: v.optional(within(0, DAY, 'milliseconds'), 300_000),
+    touch: flag(false)
   }),
+  v.forward(v.check(given => !given.touch || given.store === undefined || given.store.touch !== undefined, 'needs a store with a touch(sessionId, session, callback) method'), ['touch']),
   v.forward(v.check(given => given.store === undefined || given.secret !== undefined, 'is required with session.store'), ['secret']),
   v.forward(v.check(given => given.store !== undefined || given.secret === undefined, UNUSED), ['secret']),
-  v.forward(v.check(given => given.store !== undefined || given.cookieName === undefined, UNUSED), ['cookieName']),
   v.forward(v.check(given => given.store !== undefined || given.cookiePrefix === undefined, UNUSED), ['cookiePrefix']),
   v.transform(({ cookieName = 'sessionId', cookiePrefix = '', ...given }) => ({ ...given, cookieName, cookiePrefix })))
 
@@ -75,6 +81,16 @@ const credentials = v.strictObject({
   subprotocol: flag(true),
   allowTokenInLogs: flag(false)
 })
+
+const heartbeat = v.strictObject({
+  interval: v.optional(within(10, DAY, 'milliseconds'), 25_000),
+  timeout: v.optional(within(10, DAY, 'milliseconds'), 10_000)
+})
+
+const CLOSE_NAMES = Object.keys(CLOSE) as CloseName[]
+const optionalCode = () => v.optional(v.pipe(within(3000, 4999, 'the range for applications'), v.integer('must be an integer')))
+const closeCodes = v.strictObject(Object.fromEntries(CLOSE_NAMES.map(name =>
+  [name, optionalCode()])) as Record<CloseName, ReturnType<typeof optionalCode>>)
 
 const schema = v.pipe(
   v.strictObject({
@@ -95,6 +111,18 @@ const schema = v.pipe(
     guard: v.optional(oneOf(['all', 'opt-in']), 'all'),
     refuse: v.optional(oneOf(['auto', 'http', 'close']), 'auto'),
     handshakeTimeout: v.optional(within(1, 600_000, 'milliseconds'), 10_000),
+    expiryGrace: v.optional(within(0, DAY, 'milliseconds')),
+    maxConnectionAge: v.optional(within(1, 400 * DAY, 'milliseconds')),
+    idleTimeout: v.optional(within(1, 400 * DAY, 'milliseconds')),
+    heartbeat: v.optional(v.union([v.literal(false), heartbeat], 'must be false, or { interval, timeout }'), {}),
+    drain: v.optional(v.strictObject({
+      window: v.optional(within(0, DAY, 'milliseconds'), 5000),
+      deadline: v.optional(within(1, DAY, 'milliseconds'), 10_000)
+    }), {}),
+    closeCodes: v.optional(closeCodes, {}),
+    limits: v.optional(v.strictObject({
+      pending: v.optional(within(0, 1e6, 'sockets'), 1000)
+    }), {}),
     audit: v.optional(fn<NonNullable<HybridAuthOptions['audit']>>())
   }, 'must be an object'),
   v.forward(v.check(given => given.jwt !== undefined || given.session !== undefined, 'is required, or session is: nothing could authenticate anybody'), ['jwt']))
@@ -113,25 +141,45 @@ const requirement = {
   check: v.optional(fn<RuleFunction>())
 }
 const rule = v.strictObject(requirement, 'must be an object or a function')
-const routeRule = v.strictObject({ ...requirement, optional: flag(false) }, 'must be true, false, an object or a function')
+const FIRST_MESSAGE_TIMEOUT = 5000
+const socketRule = {
+  authorize: v.optional(fn<MessageRule>()),
+  onRefused: v.optional(oneOf(['error', 'close']), 'error'),
+  firstMessage: v.optional(v.pipe(
+    v.union([
+      v.pipe(v.boolean(), v.transform(on => ({ timeout: on ? FIRST_MESSAGE_TIMEOUT : 0 }))),
+      v.strictObject({ timeout: v.optional(within(10, 600_000, 'milliseconds'), FIRST_MESSAGE_TIMEOUT) })
+    ], 'must be true, false or { timeout }'),
+    v.transform(({ timeout }) => timeout)), false),
+  control: v.optional(v.boolean('must be true or false')),
+  sessionMaxAge: v.optional(within(0, DAY, 'milliseconds'))
+}
+const httpRouteRule = v.strictObject({ ...requirement, optional: flag(false) }, 'must be true, false, an object or a function')
+const socketRouteRule = v.strictObject({ ...requirement, optional: flag(false), ...socketRule }, 'must be true, false, an object or a function')
+
+/** A route's `auth` option with every default; an HTTP route has those of a socket too, and no use for them. */
+export type ParsedRouteRule = v.InferOutput<typeof socketRouteRule>
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the option's path */
 export function parseOptions (given: unknown): ParsedOptions {
   return parse(schema, given, '')
 }
 
-/** @throws FST_HYBRID_AUTH_INVALID_OPTION */
-export function parseRule (given: Rule | undefined): RouteRule {
-  if (typeof given === 'function') return { check: given }
-  return parse(rule, given ?? {}, 'require')
+/** The rule of `require()`. @throws FST_HYBRID_AUTH_INVALID_OPTION */
+export function parseRule (given: Rule | undefined): ParsedRouteRule {
+  const requirement = parse(rule, typeof given === 'function' ? { check: given } : given ?? {}, 'require')
+  return parse(socketRouteRule, requirement, 'require')
 }
 
-/** A route's `auth` option as a rule; null where it opens the route. @throws FST_HYBRID_AUTH_INVALID_OPTION */
-export function parseRouteAuth (given: RouteAuth): RouteRule | null {
+/**
+ * A route's `auth` option; null where it opens the route.
+ * @throws FST_HYBRID_AUTH_INVALID_OPTION, also for what only a socket has on an HTTP route
+ */
+export function parseRouteAuth (given: RouteAuth, isSocket: boolean): ParsedRouteRule | null {
   if (given === false) return null
-  if (given === true) return {}
-  if (typeof given === 'function') return { check: given }
-  return parse(routeRule, given, 'auth')
+  const rule = given === true ? {} : typeof given === 'function' ? { check: given } : given
+  if (!isSocket) parse(httpRouteRule, rule, 'auth')
+  return parse(socketRouteRule, rule, 'auth')
 }
 
 function parse<Schema extends v.GenericSchema> (schema: Schema, given: unknown, under: string): v.InferOutput<Schema> {

@@ -47,3 +47,49 @@ export function closeReason (name: CloseName, retryAfterMs = 0): string {
   const { reason, action } = CLOSE[name]
   return JSON.stringify({ code: reason, action, retryAfterMs } satisfies CloseReason)
 }
+
+/** Client to server: the first message of a socket that was opened without a credential. */
+export interface AuthFrame { readonly type: 'auth', readonly token: string }
+/** Client to server: a fresh credential for an open socket. */
+export interface AuthUpdateFrame { readonly type: 'auth_update' | 'token_refresh', readonly token: string }
+/** Every frame that a client sends to us rather than to the application. */
+export type ClientFrame = AuthFrame | AuthUpdateFrame
+
+/** Answers `auth`. `expiresIn` is in seconds, null for a credential without end. */
+export interface AuthSuccessFrame {
+  readonly type: 'auth_success'
+  readonly user: { readonly id: string }
+  readonly authType: 'jwt' | 'session' | 'oauth2'
+  readonly connectionId: string
+  readonly expiresIn: number | null
+}
+/** Answers `auth_update`. */
+export interface AuthUpdatedFrame { readonly type: 'auth_updated', readonly expiresIn: number | null }
+/** Asks for `auth_update` within `expiresIn` seconds. */
+export interface RefreshRequiredFrame { readonly type: 'token_refresh_required', readonly expiresIn: number }
+/** Something was refused and the socket stays. */
+export interface ErrorFrame {
+  readonly type: 'error'
+  readonly code: string
+  readonly message: string
+  readonly action: CloseAction | 'none'
+  readonly retryAfterMs?: number
+}
+/** Comes before a close of ours, with the same meaning. */
+export interface ByeFrame { readonly type: 'bye', readonly code: string, readonly action: CloseAction, readonly retryAfterMs?: number }
+/** Every frame that the server sends by itself. */
+export type ServerFrame = AuthSuccessFrame | AuthUpdatedFrame | RefreshRequiredFrame | ErrorFrame | ByeFrame
+
+/** A client frame out of its text; null where it is not one, in every member. */
+export function parseClientFrame (text: string): ClientFrame | null {
+  let frame: unknown
+  try {
+    frame = JSON.parse(text)
+  } catch {
+    return null
+  }
+  if (typeof frame !== 'object' || frame === null || !('type' in frame) || !('token' in frame)) return null
+  const { type, token } = frame
+  if (typeof token !== 'string') return null
+  return type === 'auth' || type === 'auth_update' || type === 'token_refresh' ? { type, token } : null
+}

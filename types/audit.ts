@@ -18,8 +18,15 @@ interface WhoAudit extends AuditBase {
   readonly via: Via
 }
 
+interface ConnectionAudit extends WhoAudit {
+  readonly connectionId: string
+}
+
 /** One decision. A union on `type`. No event holds a credential. */
 export type AuditEvent =
   | (WhoAudit & { readonly type: 'authenticated' })
   | (WhoAudit & { readonly type: 'fallback', /** Why the bearer was refused. */ readonly code: AuthErrorCode })
   | (AuditBase & { readonly type: 'refused', readonly code: AuthErrorCode })
+  | (ConnectionAudit & { readonly type: 'refreshed' | 'identity_changed' | 'expired' | 'message_refused' })
+  | (ConnectionAudit & { readonly type: 'refresh_refused', readonly code: AuthErrorCode })
+  | (ConnectionAudit & { readonly type: 'closed', /** The close code. */ readonly closeCode: number, /** In milliseconds. */ readonly duration: number })

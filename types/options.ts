@@ -1,4 +1,5 @@
 import type { KeyObject } from 'node:crypto'
+import type { CloseName } from '../lib/protocol.js'
 import type { AuditEvent } from './audit.js'
 import type { Claims, Identity } from './context.js'
 
@@ -61,9 +62,11 @@ export interface CookieSigner {
   unsign (value: string): { valid: boolean, value: string | null }
 }
 
-/** The part of an express-session store that is used: one read. */
+/** The part of an express-session store that is used: reading, and extending if asked for. */
 export interface SessionStore {
-  get (sessionId: string, callback: (error: unknown, session?: unknown) => void): void
+  get (sessionId: string, callback: (error: unknown, session?: unknown) => void): unknown
+  /** Extends a session without writing its data. Required by `session.touch`. */
+  touch? (sessionId: string, session: unknown, callback: (error?: unknown) => void): unknown
 }
 
 /**
@@ -88,6 +91,20 @@ export interface SessionOptions {
   cookieName?: string | undefined
   /** As given to @fastify/session. @default '' */
   cookiePrefix?: string | undefined
+  /** How often the session of an open socket is read again, in milliseconds. @default 30000 */
+  revalidate?: number | undefined
+  /**
+   * What happens to open sockets whose session cannot be read: they are served until `maxStale`, or closed with 4012 at
+   * once. @default 'serve'
+   */
+  onStoreError?: 'serve' | 'close' | undefined
+  /** How long a socket is served after the last good reading of its session, in milliseconds. @default 300000 */
+  maxStale?: number | undefined
+  /**
+   * Whether messages of the application extend the session, as requests do with a rolling session; at most once per
+   * `revalidate`, through the store's `touch`, which leaves its data alone. @default false
+   */
+  touch?: boolean | undefined
 }
 
 export interface CredentialOptions {
@@ -124,6 +141,30 @@ export interface HybridAuthOptions {
   refuse?: 'auto' | 'http' | 'close' | undefined
   /** How long everything asynchronous of one handshake may take, in milliseconds. @default 10000 */
   handshakeTimeout?: number | undefined
+  /**
+   * How long a socket outlives its credential, in milliseconds. @default 0; 25000 for sockets that can refresh in-band
+   */
+  expiryGrace?: number | undefined
+  /** How long a socket may be open at all, in milliseconds. @default no limit */
+  maxConnectionAge?: number | undefined
+  /** Closes a socket (4003) on which no message of the application came for so many milliseconds. @default off */
+  idleTimeout?: number | undefined
+  /**
+   * Pings every `interval` and cuts off who sent nothing for `timeout` after it, in milliseconds; false for never.
+   * @default { interval: 25000, timeout: 10000 }
+   */
+  heartbeat?: false | { interval?: number | undefined, timeout?: number | undefined } | undefined
+  /**
+   * `app.close()`: sockets are closed with 1012 and told to come back within `window`; who has not answered by `deadline`
+   * is cut off. In milliseconds. @default { window: 5000, deadline: 10000 }
+   */
+  drain?: { window?: number | undefined, deadline?: number | undefined } | undefined
+  /** Other codes for rows of the close-code table, 3000 to 4999. @default the table */
+  closeCodes?: Partial<Record<CloseName, number | undefined>> | undefined
+  limits?: {
+    /** How many sockets may wait for their first message at once. @default 1000 */
+    pending?: number | undefined
+  } | undefined
   /** Receives every decision. It is called after the decision and cannot change it; what it throws is ignored. @default none */
   audit?: ((event: AuditEvent) => void) | undefined
 }

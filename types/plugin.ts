@@ -1,4 +1,6 @@
 import type { FastifyRequest, preHandlerHookHandler } from 'fastify'
+import type { WebSocket } from 'ws'
+import type { Connection, ConnectionFilter, DisconnectOptions } from './connection.js'
 import type { AuthContext } from './context.js'
 import type { RouteAuth, Rule } from './rules.js'
 
@@ -11,6 +13,14 @@ export interface HybridAuth {
   require (rule?: Rule): preHandlerHookHandler
   /** The current context of a request; null where nobody was authenticated. */
   contextOf (request: FastifyRequest): AuthContext | null
+  /** The connection of a socket that a handler was given; null on a route with `auth: false`. */
+  connection (socket: WebSocket): Connection | null
+  /** The open connections of this process. @throws FST_HYBRID_AUTH_INVALID_OPTION on a member that is not a filter */
+  connections (filter?: ConnectionFilter): Connection[]
+  /** How many {@link connections} there are. */
+  count (filter?: ConnectionFilter): number
+  /** Closes the connections that match. @throws FST_HYBRID_AUTH_INVALID_OPTION */
+  disconnect (filter: ConnectionFilter, options?: DisconnectOptions): Promise<{ matched: number }>
 }
 
 declare module 'fastify' {

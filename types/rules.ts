@@ -1,8 +1,12 @@
 import type { FastifyRequest } from 'fastify'
+import type { Message } from './connection.js'
 import type { AuthContext, AuthType } from './context.js'
 
 /** Decides by code. Only `true` admits; anything else, a throw included, refuses. */
 export type RuleFunction = (auth: AuthContext, request: FastifyRequest) => boolean | Promise<boolean>
+
+/** Decides about one message of an open socket. Only `true` delivers it; later messages wait for a promise. */
+export type MessageRule = (auth: AuthContext, message: Message, request: FastifyRequest) => boolean | Promise<boolean>
 
 /** What a context must have. Every member given must hold. */
 export interface RequirementRule {
@@ -30,6 +34,28 @@ export interface RouteRule extends RequirementRule {
    * there and refused is still a refusal. @default false
    */
   optional?: boolean | undefined
+  /** (sockets) Asked for each message of the application, before any listener sees it. @default every message passes */
+  authorize?: MessageRule | undefined
+  /**
+   * (sockets) What follows a refused message: `error` tells the client, if it speaks the protocol, and keeps the socket;
+   * `close` closes it with 4007. @default 'error'
+   */
+  onRefused?: 'error' | 'close' | undefined
+  /**
+   * (sockets) Accepts the upgrade without a credential and waits so many milliseconds for it as the first message;
+   * `true` is 5 000. The handler runs when it came. @default false
+   */
+  firstMessage?: boolean | { timeout?: number | undefined } | undefined
+  /**
+   * (sockets) Whether frames of the control protocol are sent unasked. `false` also leaves every frame that comes to the
+   * application. @default to clients that negotiated `hybrid-auth.v1`, and in answer to a control frame
+   */
+  control?: boolean | undefined
+  /**
+   * (sockets) How old the last reading of the session may be when a message is delivered, in milliseconds; an older one
+   * is read again first. @default as old as `session.revalidate` lets it become
+   */
+  sessionMaxAge?: number | undefined
 }
 
 /**

@@ -11,7 +11,8 @@ export interface Bearer {
 
 const MALFORMED: Refusal = 'FST_HYBRID_AUTH_MALFORMED_REQUEST'
 const SCHEME = 'bearer'
-const NOT_IN_A_TOKEN = /[\s,]/
+/** What parts a scheme from its value, words, and the members of a list. */
+const SEPARATORS = [' ', '\t', ',']
 
 export function createBearerFinder ({ query, subprotocol }: ParsedOptions['credentials']) {
   /** null: no bearer in this request. */
@@ -20,10 +21,11 @@ export function createBearerFinder ({ query, subprotocol }: ParsedOptions['crede
     if (typeof fromHeader === 'string') return fromHeader
     const fromOffer = request.ws ? bearerOffered(request, subprotocol) : null
     if (typeof fromOffer === 'string') return fromOffer
+    if (fromOffer !== null && fromHeader !== null) return MALFORMED
     const fromQuery = query ? readQuery(request) : null
     if (typeof fromQuery === 'string') return fromQuery
-    const [first = null, second] = [fromHeader, fromOffer, fromQuery].filter(found => found !== null)
-    return second === undefined ? first : MALFORMED
+    const first = fromHeader ?? fromOffer
+    return fromQuery !== null && first !== null ? MALFORMED : first ?? fromQuery
   }
 }
 
@@ -33,9 +35,10 @@ function readAuthorization ({ headers, raw }: FastifyRequest): Bearer | null | R
   // Of several, Node keeps the first and says nothing.
   if (isRepeated(raw.rawHeaders, 'authorization')) return MALFORMED
   if (value.slice(0, SCHEME.length).toLowerCase() !== SCHEME) return null
-  if (value.length > SCHEME.length && !NOT_IN_A_TOKEN.test(value.charAt(SCHEME.length))) return null
+  const after = value.charAt(SCHEME.length)
+  if (after !== '' && !SEPARATORS.includes(after)) return null
   const token = value.slice(SCHEME.length + 1)
-  if (value.charAt(SCHEME.length) !== ' ' || token === '' || NOT_IN_A_TOKEN.test(token)) return MALFORMED
+  if (after !== ' ' || token === '' || SEPARATORS.some(separator => token.includes(separator))) return MALFORMED
   return { token, via: 'header' }
 }
 

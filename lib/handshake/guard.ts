@@ -1,65 +1,94 @@
 /** The hook before the 101, shared by WebSocket and HTTP routes: find, verify, authorize, then on or refuse. */
-import type { FastifyInstance, FastifyReply, FastifyRequest, HookHandlerDoneFunction } from 'fastify'
+import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from 'fastify'
 import type { AuthContext } from '../../types/context.js'
-import type { RouteRule } from '../../types/rules.js'
+import { accept, createRouteSettings } from '../connection/connections.js'
+import type { Hub } from '../connection/hub.js'
+import { settleWithin } from '../deadline.js'
 import { isRefusal, type Refusal } from '../errors.js'
-import { whenReady, type Maybe } from '../maybe.js'
-import { networkOf } from '../network.js'
-import { createAuditor } from '../observe/audit.js'
-import { logFault, withoutToken } from '../observe/redaction.js'
-import type { ParsedOptions } from '../options.js'
+import { attempt, whenReady, type Maybe } from '../maybe.js'
+import type { Auditor } from '../observe/audit.js'
+import { withoutToken } from '../observe/redaction.js'
+import type { ParsedOptions, ParsedRouteRule } from '../options.js'
 import { compileRequirements } from '../policy/requirements.js'
-import { createChain, type FaultReporter } from '../verify/chain.js'
+import { admitUpgrade, contextOf, networkOf, setContext } from '../request.js'
+import type { Chain, FaultReporter } from '../verify/chain.js'
 import { createBearerFinder } from './credentials.js'
-import { settleWithin } from './deadline.js'
 import { createOriginCheck } from './origin.js'
 import { createRefuser } from './refuse.js'
-import { contextOf, setContext } from './state.js'
 
 /** As an `onRequest` or `preHandler` hook. */
 export type GuardHook = (request: FastifyRequest, reply: FastifyReply, done: HookHandlerDoneFunction) => void
 
+export interface GuardParts {
+  readonly chain: Chain
+  readonly hub: Hub
+  readonly audit: Auditor
+  readonly report: FaultReporter
+}
+
+/** The credential may still come, as the first message. */
+const PENDING = Symbol('pending')
+type Verdict = AuthContext | Refusal | null | typeof PENDING
+
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
 const SAFE_METHODS = new Set(['GET', 'HEAD', 'OPTIONS', 'TRACE'])
 
-export async function createGuards (app: FastifyInstance, options: ParsedOptions) {
+export function createGuards (options: ParsedOptions, { chain, hub, audit, report }: GuardParts) {
   const findBearer = createBearerFinder(options.credentials)
   const isAllowedOrigin = createOriginCheck(options.origins)
-  const authenticate = await createChain(options, reportFault)
-  const refuse = createRefuser(app, options.refuse)
-  const audit = createAuditor(options.audit)
+  const refuse = createRefuser(options)
 
-  /** A hook that holds a request to the rule. Who was authenticated before is only asked whether the rule holds. */
-  return function createGuard (rule: RouteRule): GuardHook {
+  /**
+   * A hook that holds a request to the rule. Who was authenticated before is only asked whether the rule holds.
+   * @param isSocket an upgrade that passes becomes a connection
+   */
+  return function createGuard (rule: ParsedRouteRule, isSocket: boolean): GuardHook {
     const meets = compileRequirements(rule)
-    const isOptional = rule.optional === true
+    const settings = createRouteSettings(hub, rule, meets)
 
     return function hybridAuthGuard (request, reply, done) {
-      settleWithin(admit(request), options.handshakeTimeout, UNAVAILABLE, failed(request), outcome => {
-        if (reply.sent || request.raw.destroyed) return
-        if (isRefusal(outcome)) {
-          audit.refused(request, outcome)
-          refuse(request, reply, outcome)
+      const failed = (error: unknown): Refusal => {
+        report(request, 'rule', error)
+        return UNAVAILABLE
+      }
+      settleWithin(attempt(() => admit(request), failed), options.handshakeTimeout, UNAVAILABLE, failed, verdict => {
+        if (reply.sent || networkOf(request).socket?.destroyed === true) return
+        if (typeof verdict === 'string') {
+          audit.refused(request, verdict)
+          refuse(request, reply, verdict, isSocket)
           return
         }
-        if (outcome !== null && contextOf(request) === null) {
-          setContext(request, outcome)
-          audit.authenticated(request, outcome)
+        if (isSocket && request.ws) admitSocket(request, verdict)
+        if (isContext(verdict) && contextOf(request) === null) {
+          setContext(request, verdict)
+          audit.authenticated(request, verdict)
         }
         done()
       })
     }
 
     /** null: nobody, on a route where that is allowed. */
-    function admit (request: FastifyRequest): Maybe<AuthContext | Refusal | null> {
-      try {
-        return whenReady(contextOf(request) ?? identify(request), outcome => isRefusal(outcome)
-          ? isOptional && isAnonymous(outcome) ? null : outcome
-          : whenReady(meets(outcome, request), holds => holds ? outcome : 'FST_HYBRID_AUTH_FORBIDDEN'))
-      } catch (error) {
-        return failed(request)(error)
-      }
+    function admit (request: FastifyRequest): Maybe<Verdict> {
+      if (request.ws && hub.isDraining) return UNAVAILABLE
+      return whenReady(contextOf(request) ?? identify(request), (outcome): Maybe<Verdict> => {
+        if (!isRefusal(outcome)) return whenReady(meets(outcome, request), holds => holds ? outcome : 'FST_HYBRID_AUTH_FORBIDDEN')
+        if (!isAnonymous(outcome)) return outcome
+        if (isSocket && request.ws && rule.firstMessage !== 0) return mayWait() ? PENDING : UNAVAILABLE
+        return rule.optional ? null : outcome
+      })
     }
+
+    function admitSocket (request: FastifyRequest, verdict: Exclude<Verdict, Refusal>): void {
+      // What is compressed is small on the wire only: a socket that owes its credential gets no room to unpack.
+      if (verdict === PENDING) delete request.raw.headers['sec-websocket-extensions']
+      admitUpgrade(request.raw, verdict === null
+        ? null
+        : (socket, net, run) => { accept(socket, net, request, settings, verdict === PENDING ? null : verdict, run) })
+    }
+  }
+
+  function mayWait (): boolean {
+    return hub.pending.size < options.limits.pending
   }
 
   function identify (request: FastifyRequest): Maybe<AuthContext | Refusal> {
@@ -69,7 +98,7 @@ export async function createGuards (app: FastifyInstance, options: ParsedOptions
     const bearer = findBearer(request)
     if (options.credentials.query) dropToken(request)
     if (isRefusal(bearer)) return bearer
-    return authenticate(request, { bearer, mayUseCookie: () => mayUseCookie(request) })
+    return chain.authenticate(request, { bearer, mayUseCookie: () => mayUseCookie(request) })
   }
 
   function mayUseCookie (request: FastifyRequest): boolean {
@@ -83,13 +112,8 @@ export async function createGuards (app: FastifyInstance, options: ParsedOptions
   }
 }
 
-const reportFault: FaultReporter = (request, where, error) => { logFault(request.log, where, error) }
-
-function failed (request: FastifyRequest) {
-  return (error: unknown): Refusal => {
-    reportFault(request, 'rule', error)
-    return UNAVAILABLE
-  }
+function isContext (verdict: Exclude<Verdict, Refusal>): verdict is AuthContext {
+  return typeof verdict === 'object' && verdict !== null
 }
 
 /** A credential that is absent, or a cookie that names nobody: browsers keep those long after the session. */

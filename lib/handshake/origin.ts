@@ -31,7 +31,7 @@ export function createOriginCheck (allowed: readonly OriginPattern[] | undefined
     if (origin.length > MAX_LENGTH) return false
     const folded = origin.toLowerCase()
     return allowed === undefined
-      ? folded === `${protocol}://${withoutDefaultPort(protocol, host.toLowerCase())}`
+      ? host !== '' && folded === `${protocol}://${withoutDefaultPort(protocol, host.toLowerCase())}`
       : allowed.some(pattern => matches(pattern, folded))
   }
 }

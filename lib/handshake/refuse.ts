@@ -1,19 +1,23 @@
 /** The answer to who is not let in: one code, no reason. */
-import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { closeSocket } from '../connection/closing.js'
+import { limitBytes } from '../connection/bytes.js'
 import { authError, ERRORS, type Refusal } from '../errors.js'
 import type { ParsedOptions } from '../options.js'
-import { acceptAndClose } from './seam.js'
-import { markPassed } from './state.js'
+import { admissionOf, admitUpgrade } from '../request.js'
+import { acceptEarly } from './seam.js'
 import { speaksProtocol } from './subprotocol.js'
 
 const REALM = 'Bearer realm="fastify-hybrid-auth"'
 const RETRY_AFTER_SECONDS = '5'
+const MAX_BYTES = 64 * 1024
 
-export function createRefuser (app: FastifyInstance, mode: ParsedOptions['refuse']) {
-  return function refuse (request: FastifyRequest, reply: FastifyReply, code: Refusal): void {
+export function createRefuser ({ refuse: mode, closeCodes }: ParsedOptions) {
+  /** @param isSocket the route is one that sockets may open */
+  return function refuse (request: FastifyRequest, reply: FastifyReply, code: Refusal, isSocket: boolean): void {
     if (request.ws) {
       forgetSession(request)
-      if (isToldByClose(request, code) && closeAfterUpgrade(request, reply, code)) return
+      if ((isSocket || admissionOf(request.raw) !== undefined) && isToldByClose(request, code) && closeAfterUpgrade(request, reply, code)) return
     }
     const { status, challenge } = ERRORS[code]
     // RFC 6750 §3: the challenge names an error only where a token was presented.
@@ -28,11 +32,16 @@ export function createRefuser (app: FastifyInstance, mode: ParsedOptions['refuse
     return ERRORS[code].status !== 400 && speaksProtocol(request.headers['sec-websocket-protocol'])
   }
 
+  /** A browser cannot read the status of a refused upgrade; a close code it can. */
   function closeAfterUpgrade (request: FastifyRequest, reply: FastifyReply, code: Refusal): boolean {
-    if (!request.server.hasDecorator('websocketServer')) return false
-    reply.hijack()
-    markPassed(request.raw)
-    return acceptAndClose(app, request, code)
+    admitUpgrade(request.raw, null)
+    const isAccepted = acceptEarly(request.server, request.raw, (socket, net) => {
+      // What the client has sent meanwhile is read and dropped: a reset would take the close code along.
+      limitBytes(net, MAX_BYTES, () => { socket.terminate() })
+      closeSocket(socket, ERRORS[code].close, closeCodes)
+    })
+    if (isAccepted) reply.hijack()
+    return isAccepted
   }
 }
 

@@ -1,12 +1,12 @@
 /** Puts the guard into each route as it is declared. */
 import type { FastifyInstance, RouteOptions } from 'fastify'
 import type { RouteAuth } from '../../types/rules.js'
-import { parseRouteAuth, type ParsedOptions } from '../options.js'
+import { parseRouteAuth, type ParsedOptions, type ParsedRouteRule } from '../options.js'
+import { admitUpgrade } from '../request.js'
 import type { GuardHook } from './guard.js'
 import { installSeam } from './seam.js'
-import { markPassed } from './state.js'
 
-type GuardFactory = (rule: NonNullable<ReturnType<typeof parseRouteAuth>>) => GuardHook
+type GuardFactory = (rule: ParsedRouteRule, isSocket: boolean) => GuardHook
 
 /** @param app the scope of this registration: routes of a scope that registered the plugin again are left to that one */
 export function guardRoutes (app: FastifyInstance, guard: ParsedOptions['guard'], createGuard: GuardFactory): void {
@@ -16,18 +16,17 @@ export function guardRoutes (app: FastifyInstance, guard: ParsedOptions['guard']
     if (this.hybridAuth !== mine) return
     const isSocket = isWebSocketRoute(route)
     if (isSocket) installSeam(this)
-    const hooks = hooksFor(route.auth, isSocket)
-    if (hooks.length > 0) route.onRequest = [...hooks, ...[route.onRequest ?? []].flat()]
+    const { auth = isSocket && guard === 'all' } = route
+    const hook = hookFor(auth, isSocket, route.auth === undefined)
+    if (hook !== null) route.onRequest = [hook, ...[route.onRequest ?? []].flat()]
   })
 
-  function hooksFor (auth: RouteAuth | undefined, isSocket: boolean): GuardHook[] {
-    const isGuarded = isSocket && guard === 'all'
-    const rule = parseRouteAuth(auth ?? isGuarded)
-    if (rule === null) return isSocket ? [passUpgrade] : []
-    const check = createGuard(rule)
-    if (!isSocket) return [check]
+  function hookFor (auth: RouteAuth, isSocket: boolean, isDefault: boolean): GuardHook | null {
+    const rule = parseRouteAuth(auth, isSocket)
+    if (rule === null) return isSocket ? passOpen : null
+    const check = createGuard(rule, isSocket)
     // A route that serves both, and says nothing of `auth`, guards its socket only: HTTP opts in.
-    return [auth === undefined ? onUpgradeOnly(check) : check, passUpgrade]
+    return isDefault ? onUpgradeOnly(check) : check
   }
 }
 
@@ -35,8 +34,8 @@ function isWebSocketRoute (route: RouteOptions): boolean {
   return route.websocket === true || route.wsHandler !== undefined
 }
 
-const passUpgrade: GuardHook = function passUpgrade (request, _reply, done) {
-  if (request.ws) markPassed(request.raw)
+const passOpen: GuardHook = function passOpen (request, _reply, done) {
+  if (request.ws) admitUpgrade(request.raw, null)
   done()
 }
 

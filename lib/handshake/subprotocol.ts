@@ -33,12 +33,13 @@ export function speaksProtocol (value: string | undefined): boolean {
  * The application's choice among the names, and never a credential: the selected name is sent back in clear. Without a
  * choice of the application's it is ours if offered, else the first name, as ws does by itself.
  */
-export function composeHandleProtocols (own: ProtocolHandler | undefined, onError: (error: unknown) => void): ProtocolHandler {
+export function composeHandleProtocols (own: ProtocolHandler | null | undefined, onError: (error: unknown) => void): ProtocolHandler {
   return function handleProtocols (offered, request) {
     const names = new Set([...offered].filter(name => !mayBeCredential(name)))
     const ours = names.has(SUBPROTOCOL) ? SUBPROTOCOL : undefined
     const [first] = names
-    if (own === undefined) return ours ?? first ?? false
+    // ws says null where it was given none.
+    if (own == null) return ours ?? first ?? false
     try {
       const chosen = names.size > 0 ? own(new Set(names), request) : false
       return typeof chosen === 'string' && names.has(chosen) ? chosen : ours ?? false

@@ -3,21 +3,36 @@ import type { FastifyRequest } from 'fastify'
 import type { AuditEvent } from '../../types/audit.js'
 import type { AuthContext } from '../../types/context.js'
 import type { AuthErrorCode } from '../errors.js'
-import { networkOf } from '../network.js'
+import { networkOf } from '../request.js'
 
-export interface Auditor {
+/** Tells of decisions, before and after the 101. */
+export interface Auditor extends ConnectionAudit {
   authenticated (request: FastifyRequest, auth: AuthContext): void
   refused (request: FastifyRequest, code: AuthErrorCode): void
 }
 
-const SILENT: Auditor = { authenticated () {}, refused () {} }
+/** What is told of a connection; the parts of it that an event shows. */
+export interface ConnectionAudit {
+  refreshed (connection: Audited): void
+  refreshRefused (connection: Audited, code: AuthErrorCode): void
+  identityChanged (connection: Audited): void
+  expired (connection: Audited): void
+  messageRefused (connection: Audited): void
+  closed (connection: Audited, closeCode: number): void
+}
+
+interface Audited {
+  readonly id: string
+  readonly request: FastifyRequest
+  readonly context: AuthContext
+  readonly startedAt: number
+}
 
 export function createAuditor (sink: ((event: AuditEvent) => unknown) | undefined): Auditor {
-  if (sink === undefined) return SILENT
-
-  function deliver (event: AuditEvent): void {
+  function deliver (describe: () => AuditEvent): void {
+    if (sink === undefined) return
     try {
-      const answer = sink?.(event)
+      const answer = sink(describe())
       if (answer instanceof Promise) answer.catch(() => {})
     } catch {
       // An audit sink that fails must not decide about a connection.
@@ -25,21 +40,37 @@ export function createAuditor (sink: ((event: AuditEvent) => unknown) | undefine
   }
 
   return {
-    authenticated (request, { userId, authType, via, fallbackFrom }) {
-      const who = { ...origin(request), userId, authType, via }
-      if (fallbackFrom !== undefined) deliver({ type: 'fallback', code: fallbackFrom, ...who })
-      deliver({ type: 'authenticated', ...who })
+    authenticated (request, auth) {
+      const { fallbackFrom: code } = auth
+      if (code !== undefined) deliver(() => ({ type: 'fallback', code, ...whoAt(request, auth) }))
+      deliver(() => ({ type: 'authenticated', ...whoAt(request, auth) }))
     },
-    refused: (request, code) => { deliver({ type: 'refused', code, ...origin(request) }) }
+    refused (request, code) { deliver(() => ({ type: 'refused', code, ...placeOf(request) })) },
+    refreshed (connection) { deliver(() => ({ type: 'refreshed', ...about(connection) })) },
+    refreshRefused (connection, code) { deliver(() => ({ type: 'refresh_refused', code, ...about(connection) })) },
+    identityChanged (connection) { deliver(() => ({ type: 'identity_changed', ...about(connection) })) },
+    expired (connection) { deliver(() => ({ type: 'expired', ...about(connection) })) },
+    messageRefused (connection) { deliver(() => ({ type: 'message_refused', ...about(connection) })) },
+    closed (connection, closeCode) {
+      deliver(() => ({ type: 'closed', closeCode, duration: Date.now() - connection.startedAt, ...about(connection) }))
+    }
   }
 }
 
-function origin (request: FastifyRequest) {
+function about (connection: Audited) {
+  return { ...whoAt(connection.request, connection.context), connectionId: connection.id }
+}
+
+function whoAt (request: FastifyRequest, { userId, authType, via }: AuthContext) {
+  return { ...placeOf(request), userId, authType, via }
+}
+
+function placeOf (request: FastifyRequest) {
   return {
     time: Date.now(),
     route: request.routeOptions.url ?? '',
     requestId: request.id,
     ip: networkOf(request).ip ?? null,
-    websocket: request.ws
+    websocket: networkOf(request).ws === true
   }
 }

@@ -1,16 +1,29 @@
 /** Keeps credentials out of log lines. */
 import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
 import { invalidOption } from '../errors.js'
-import { networkOf } from '../network.js'
+import { networkOf } from '../request.js'
 import type { ParsedOptions } from '../options.js'
 
-const TOKEN_PARAMETER = /([?&;]token(?:%5B%5D|\[\])?=)[^&#;]*/gi
 const SERIALIZERS = Symbol.for('pino.serializers')
 const CANARY = 'canary'
 
-/** A URL without the value of its `token` parameter. */
+/** A URL without the values of its `token` parameters, however their name is spelled. */
 export function withoutToken (url: string): string {
-  return url.replace(TOKEN_PARAMETER, '$1[redacted]')
+  const start = url.indexOf('?')
+  if (start === -1) return url
+  const parameters = url.slice(start + 1).split(/([&;])/)
+  return url.slice(0, start + 1) + parameters.map(one => {
+    const [name = ''] = one.split('=', 1)
+    return one.includes('=') && isTokenName(name) ? `${name}=[redacted]` : one
+  }).join('')
+}
+
+function isTokenName (name: string): boolean {
+  try {
+    return decodeURIComponent(name).toLowerCase().startsWith('token')
+  } catch {
+    return true
+  }
 }
 
 /**
@@ -24,7 +37,7 @@ export const serializers = Object.freeze({
       url: withoutToken(request.url),
       host: request.host,
       remoteAddress: request.ip,
-      remotePort: networkOf(request).socket?.remotePort
+      remotePort: networkOf(request).socket?.remotePort ?? 0
     }
   }
 })
@@ -39,9 +52,9 @@ export function checkLogger (log: FastifyBaseLogger, { query, allowTokenInLogs }
   throw invalidOption('credentials.query', 'would put tokens into the log: pass serializers of this package to the logger, or set credentials.allowTokenInLogs')
 }
 
-/** Fastify without a logger has one that writes nothing, and no serializers. */
+/** Fastify without a logger has one that writes nothing, and no serializers. What is silent now may be louder on a route. */
 function isWriting (log: FastifyBaseLogger): boolean {
-  return log.level !== 'silent' && log.info.name !== 'noop'
+  return Reflect.has(log, SERIALIZERS) || log.info.name !== 'noop'
 }
 
 function printsToken (log: FastifyBaseLogger): boolean {

@@ -18,6 +18,6 @@ export function compileRequirements ({ permissions, anyPermission, role, roles, 
   return function meetsRequirements (auth, request) {
     if (!holds.every(one => one(auth))) return false
     // Types end at the border: a function in JavaScript may answer anything, and only `true` admits.
-    return check === undefined || whenReady(adopt(check(auth, request)), verdict => verdict)
+    return check === undefined || whenReady(adopt<unknown>(check(auth, request)), verdict => verdict === true)
   }
 }

@@ -2,11 +2,11 @@
 import type { FastifyRequest } from 'fastify'
 import type { AuthContext, Via } from '../../types/context.js'
 import { isRefusal, type Refusal } from '../errors.js'
-import { whenReady, type Maybe } from '../maybe.js'
+import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedOptions } from '../options.js'
 import { jwtContext, sessionContext } from './context.js'
 import { createJwtVerifier } from './jwt.js'
-import { createSessionVerifier } from './session.js'
+import { createSessionVerifier, type VerifiedSession } from './session.js'
 
 /** What a caller knows of the request that this folder does not. */
 export interface Presented {
@@ -21,13 +21,15 @@ export type FaultReporter = (request: FastifyRequest, where: string, error: unkn
 const MISSING: Refusal = 'FST_HYBRID_AUTH_MISSING_CREDENTIALS'
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
 
+export type Chain = Awaited<ReturnType<typeof createChain>>
+
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION, FST_HYBRID_AUTH_MISSING_DEPENDENCY */
 export async function createChain (options: ParsedOptions, report: FaultReporter) {
   const verifyJwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt)
   const sessions = options.session === undefined ? null : await createSessionVerifier(options.session)
 
   /** Who the request comes from. Neither throws nor rejects. */
-  return function authenticate (request: FastifyRequest, { bearer, mayUseCookie }: Presented): Maybe<AuthContext | Refusal> {
+  function authenticate (request: FastifyRequest, { bearer, mayUseCookie }: Presented): Maybe<AuthContext | Refusal> {
     if (bearer === null) return trySession(request, mayUseCookie)
     return whenReady(tryJwt(request, bearer), outcome => {
       if (!isRefusal(outcome) || options.fallback === 'absent' || sessions?.isPresented(request) !== true) return outcome
@@ -50,17 +52,28 @@ export async function createChain (options: ParsedOptions, report: FaultReporter
       isRefusal(outcome) ? outcome : sessionContext(outcome, fallbackFrom)))
   }
 
-  /** Fails closed: what throws or rejects is unavailable. */
-  function closed (request: FastifyRequest, where: string, run: () => Maybe<AuthContext | Refusal>): Maybe<AuthContext | Refusal> {
-    const fail = (error: unknown): Refusal => {
+  return {
+    authenticate,
+    /** Who a token names that came over an open socket. Neither throws nor rejects. */
+    verifyToken: (request: FastifyRequest, token: string) => tryJwt(request, { token, via: 'message' }),
+    /** What the store holds of a session now. Neither throws nor rejects. */
+    rereadSession: (request: FastifyRequest, sessionId: string) =>
+      closed<VerifiedSession | Refusal>(request, 'session', () => sessions?.reread(request, sessionId) ?? MISSING),
+    touchSession: sessions?.touch === undefined ? null : touchSession
+  }
+
+  /** When the session now ends; null where the store did not extend it. */
+  async function touchSession (request: FastifyRequest, sessionId: string): Promise<number | null> {
+    return sessions?.touch?.(request, sessionId).catch((error: unknown) => {
+      report(request, 'session.touch', error)
+      return null
+    }) ?? null
+  }
+
+  function closed<T> (request: FastifyRequest, where: string, run: () => Maybe<T>): Maybe<T | Refusal> {
+    return attempt(run, error => {
       report(request, where, error)
       return UNAVAILABLE
-    }
-    try {
-      const outcome = run()
-      return outcome instanceof Promise ? outcome.catch(fail) : outcome
-    } catch (error) {
-      return fail(error)
-    }
+    })
   }
 }

@@ -22,3 +22,8 @@ export function sessionContext ({ identity, sessionId, expiresAt }: VerifiedSess
     ...(fallbackFrom !== undefined && { fallbackFrom })
   })
 }
+
+/** The same, as a later version of a connection's context. */
+export function withVersion (context: AuthContext, version: number): AuthContext {
+  return version === context.version ? context : Object.freeze({ ...context, version })
+}

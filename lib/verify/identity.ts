@@ -1,5 +1,5 @@
 /** From what a `user` mapper returned to the members of an AuthContext: a whole identity, or none. */
-import type { Claims, Identity } from '../../types/context.js'
+import type { Identity } from '../../types/context.js'
 import { plainObject, type Plain, type PlainObject } from './plain.js'
 
 /** What every context takes from the mapper. */
@@ -17,7 +17,10 @@ const NO_PERMISSIONS: readonly string[] = Object.freeze([])
 /** null: what was returned does not name a user. @throws whatever a getter or `toJSON` of it throws */
 export function checkIdentity (mapped: unknown): CheckedIdentity | null {
   if (typeof mapped !== 'object' || mapped === null) return null
-  const user = plainObject(mapped)
+  return checked(plainObject(mapped))
+}
+
+function checked (user: PlainObject): CheckedIdentity | null {
   if (!isIdentity(user)) return null
   const { userId, role, permissions, tenantId } = user
   return { userId, role: role ?? null, permissions: permissions ?? NO_PERMISSIONS, tenantId: tenantId ?? null, user }
@@ -36,14 +39,16 @@ function isName (value: Plain | undefined): boolean {
 }
 
 /**
- * The default `jwt.user`. `scope` is one string of names parted by spaces (RFC 8693 §4.2); in another shape it grants
- * nothing.
+ * The default `jwt.user`, of claims that are frozen plain data already. `scope` is one string of names parted by spaces
+ * (RFC 8693 §4.2); in another shape it grants nothing.
  */
-export function identityFromClaims ({ sub, role, permissions, scope, companyId }: Claims): object {
-  return {
-    userId: sub,
-    role,
-    permissions: permissions ?? (typeof scope === 'string' ? scope.split(' ').filter(name => name !== '') : undefined),
-    tenantId: companyId
-  }
+export function identityFromClaims (claims: PlainObject): CheckedIdentity | null {
+  const { sub, role, scope, companyId } = claims
+  const permissions = claims.permissions ?? (typeof scope === 'string' ? scopeNames(scope) : NO_PERMISSIONS)
+  const user = Object.freeze({ userId: sub ?? null, role: role ?? null, permissions, tenantId: companyId ?? null })
+  return checked(user)
+}
+
+function scopeNames (scope: string): readonly string[] {
+  return Object.freeze(scope.split(' ').filter(name => name !== ''))
 }

@@ -48,7 +48,8 @@ function fromFunction (ask: KeyFunction, algorithms: readonly Algorithm[]): Keyr
 
   function importOnce (given: KeyMaterial | PinnedKey): VerifierKey {
     const [material, algorithm] = isPinned(given) ? [given.key, given.algorithm] : [given, 'any' as const]
-    const id = Buffer.isBuffer(material) ? material.toString('latin1') : material
+    // By its bytes: a text and a Buffer may look alike and differ.
+    const id = material instanceof KeyObject ? material : Buffer.from(material).toString('latin1')
     const known = imported.get(id)?.get(algorithm)
     if (known !== undefined) return known
     const key = importKey(given, algorithms, false)

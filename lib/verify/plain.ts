@@ -29,6 +29,22 @@ function plainContainer (value: object, depth: number): Plain | undefined {
   return plainObject(value, depth)
 }
 
+/**
+ * Freezes what `JSON.parse` has just made, in place: it is plain already, and nobody else holds it.
+ * @throws TypeError past 64 levels
+ */
+export function freezeParsed (value: object, depth = 0): PlainObject {
+  if (depth >= MAX_DEPTH) throw new TypeError('data is nested too deeply')
+  for (const key in value) {
+    if (POISONED.has(key)) Reflect.deleteProperty(value, key)
+    else {
+      const member: unknown = Reflect.get(value, key)
+      if (typeof member === 'object' && member !== null) freezeParsed(member, depth + 1)
+    }
+  }
+  return Object.freeze(value as PlainObject)
+}
+
 /** {@link plain} for what is known to be an object. */
 export function plainObject (value: object, depth = 0): PlainObject {
   const copy: Record<string, Plain> = {}

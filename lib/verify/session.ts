@@ -3,10 +3,12 @@ import type { FastifyRequest } from 'fastify'
 import type {} from '@fastify/session'
 import { parseCookie } from 'cookie'
 import type { CookieSigner, SessionStore, StoredSession } from '../../types/options.js'
-import { authError, isRefusal, type Refusal } from '../errors.js'
+import { isRefusal, type Refusal } from '../errors.js'
 import { adopt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedSessionOptions } from '../options.js'
 import { checkIdentity, type CheckedIdentity } from './identity.js'
+import { toSigner } from './signer.js'
+import { isStored, loadById, storeOf, touch, type LoadedSession } from './store.js'
 
 /** A session that names a user. */
 export interface VerifiedSession {
@@ -14,13 +16,6 @@ export interface VerifiedSession {
   readonly identity: CheckedIdentity
   /** In milliseconds since the epoch; null: no end. */
   readonly expiresAt: number | null
-}
-
-interface LoadedSession {
-  readonly sessionId: string
-  readonly session: StoredSession
-  /** As the cookie of the stored session has it, whatever its type. */
-  readonly expires: unknown
 }
 
 interface SessionReader {
@@ -31,6 +26,7 @@ interface SessionReader {
 }
 
 const INVALID: Refusal = 'FST_HYBRID_AUTH_INVALID_SESSION'
+const EXPIRED: Refusal = 'FST_HYBRID_AUTH_EXPIRED_SESSION'
 const MAX_COOKIE_LENGTH = 4096
 
 export type SessionVerifier = Awaited<ReturnType<typeof createSessionVerifier>>
@@ -40,35 +36,51 @@ export async function createSessionVerifier (options: ParsedSessionOptions) {
   const { store, secret } = options
   const reader = store !== undefined && secret !== undefined
     ? readFromStore(options, store, await toSigner(secret))
-    : readFromRequest()
+    : readFromRequest(options)
 
-  function verifySession (request: FastifyRequest): Maybe<VerifiedSession | Refusal> {
-    return whenReady(reader.load(request), loaded => {
-      if (loaded === null) return INVALID
-      const expiresAt = expiryOf(loaded.expires)
-      if (isRefusal(expiresAt) || (expiresAt !== null && expiresAt <= Date.now())) return INVALID
-      return whenReady(adopt(options.user(loaded.session)), mapped => {
-        const identity = checkIdentity(mapped)
-        return identity === null ? INVALID : { sessionId: loaded.sessionId, identity, expiresAt }
-      })
+  function identify (loaded: LoadedSession | null): Maybe<VerifiedSession | Refusal> {
+    if (loaded === null) return INVALID
+    const expiresAt = expiryOf(loaded.expires)
+    if (isRefusal(expiresAt)) return INVALID
+    if (expiresAt !== null && expiresAt <= Date.now()) return EXPIRED
+    return whenReady(adopt(options.user(loaded.session)), mapped => {
+      const identity = checkIdentity(mapped)
+      return identity === null ? INVALID : { sessionId: loaded.sessionId, identity, expiresAt }
     })
   }
 
-  return { isPresented: reader.isPresented, verifySession }
+  return {
+    isPresented: reader.isPresented,
+    /** One answer for every session that does not count: @fastify/session replaces the expired ones before they are seen. */
+    verifySession: (request: FastifyRequest) => whenReady(whenReady(reader.load(request), identify), outcome =>
+      outcome === EXPIRED ? INVALID : outcome),
+    /** The same session, read from its store now. */
+    reread: (request: FastifyRequest, sessionId: string) => whenReady(loadById(storeOf(request, store), sessionId), identify),
+    touch: options.touch ? (request: FastifyRequest, sessionId: string) => touch(storeOf(request, store), sessionId) : undefined
+  }
 }
 
-/** Uses what @fastify/session made of the request. That it made something proves nothing: it always does. */
-function readFromRequest (): SessionReader {
+/** Uses what @fastify/session loaded for the request. That there is a session proves nothing: every request gets one. */
+function readFromRequest ({ cookieName }: ParsedSessionOptions): SessionReader {
   return {
-    isPresented: request => request.headers.cookie !== undefined,
+    isPresented: request => cookieOf(request, cookieName) !== undefined || restoredFor(request) !== null,
     load (request) {
-      const session: unknown = request.session
-      if (!isLoaded(session)) return null
+      const session = restoredFor(request)
+      if (session === null) return null
       const { sessionId, cookie } = session
       // `expires` was moved ahead when the session was loaded, as if this request would save it.
       return { sessionId, session, expires: cookie.originalExpires ?? cookie.expires }
     }
   }
+}
+
+/** The session that the request's own cookie names, under whatever name; null for one that was made just now. */
+function restoredFor (request: FastifyRequest): RestoredSession | null {
+  const session: unknown = request.session
+  const { cookie } = request.headers
+  if (cookie === undefined || !isRestored(session)) return null
+  const { encryptedSessionId } = session
+  return Object.values(parseCookie(cookie)).some(value => value?.endsWith(encryptedSessionId)) ? session : null
 }
 
 /** Reads the store itself: one signature check, one `get`, and nothing at all for a request without the cookie. */
@@ -80,48 +92,9 @@ function readFromStore ({ cookieName, cookiePrefix }: ParsedSessionOptions, stor
       if (cookie === undefined || cookie.length > MAX_COOKIE_LENGTH || !cookie.startsWith(cookiePrefix)) return null
       const { valid, value: sessionId } = signer.unsign(cookie.slice(cookiePrefix.length))
       if (!valid || !sessionId) return null
-      return whenReady(readStore(store, sessionId), session => {
-        if (!isStored(session)) return null
-        return { sessionId, session, expires: session.cookie.expires }
-      })
+      return loadById(store, sessionId)
     }
   }
-}
-
-/** Memory stores answer at once and stay synchronous; the others get a promise. */
-function readStore (store: SessionStore, sessionId: string): Maybe<unknown> {
-  const read = new StoreRead()
-  store.get(sessionId, (error, session) => { read.answer(error, session) })
-  return read.result()
-}
-
-/** A store's error need not be one. */
-class StoreFailed extends Error {}
-
-/** The first answer of a store counts. */
-class StoreRead {
-  #answer: { error: unknown, session: unknown } | null = null
-  #settle: (() => void) | null = null
-
-  answer (error: unknown, session: unknown): void {
-    this.#answer ??= { error: isMissing(error) ? null : error, session }
-    this.#settle?.()
-  }
-
-  result (): Maybe<unknown> {
-    if (this.#answer !== null) return this.#read(this.#answer)
-    return new Promise<void>(resolve => { this.#settle = resolve }).then(() => this.result())
-  }
-
-  #read ({ error, session }: { error: unknown, session: unknown }): unknown {
-    if (error !== null && error !== undefined) throw error instanceof Error ? error : new StoreFailed()
-    return session
-  }
-}
-
-/** File stores say so when a session does not exist. */
-function isMissing (error: unknown): boolean {
-  return isObject(error) && 'code' in error && error.code === 'ENOENT'
 }
 
 function cookieOf (request: FastifyRequest, name: string): string | undefined {
@@ -131,12 +104,15 @@ function cookieOf (request: FastifyRequest, name: string): string | undefined {
   return Object.hasOwn(cookies, name) ? cookies[name] : undefined
 }
 
-function isStored (session: unknown): session is StoredSession & { cookie: { expires?: unknown } } {
-  return isObject(session) && 'cookie' in session && isObject(session.cookie)
+type RestoredSession = StoredSession & {
+  sessionId: string
+  encryptedSessionId: string
+  cookie: { expires?: unknown, originalExpires?: unknown }
 }
 
-function isLoaded (session: unknown): session is StoredSession & { sessionId: string, cookie: { expires?: unknown, originalExpires?: unknown } } {
-  return isStored(session) && 'sessionId' in session && typeof session.sessionId === 'string'
+function isRestored (session: unknown): session is RestoredSession {
+  return isStored(session) && 'sessionId' in session && typeof session.sessionId === 'string' &&
+    'encryptedSessionId' in session && typeof session.encryptedSessionId === 'string'
 }
 
 /** Stores keep a Date, its JSON text, or milliseconds. Anything else is no time that could be trusted. */
@@ -145,20 +121,4 @@ function expiryOf (expires: unknown): number | null | Refusal {
   if (!(expires instanceof Date || typeof expires === 'string' || typeof expires === 'number')) return INVALID
   const time = new Date(expires).getTime()
   return Number.isNaN(time) ? INVALID : time
-}
-
-async function toSigner (secret: NonNullable<ParsedSessionOptions['secret']>): Promise<CookieSigner> {
-  if (isSigner(secret)) return secret
-  const { Signer } = await import('@fastify/cookie').catch(() => {
-    throw authError('FST_HYBRID_AUTH_MISSING_DEPENDENCY', 'session.store needs the package @fastify/cookie')
-  })
-  return new Signer([secret].flat().map(one => Buffer.from(one)))
-}
-
-function isSigner (secret: NonNullable<ParsedSessionOptions['secret']>): secret is CookieSigner {
-  return typeof secret === 'object' && 'unsign' in secret
-}
-
-function isObject (value: unknown): value is object {
-  return typeof value === 'object' && value !== null
 }

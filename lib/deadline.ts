@@ -1,4 +1,4 @@
-import type { Maybe } from '../maybe.js'
+import type { Maybe } from './maybe.js'
 
 /**
  * `settle` is called exactly once: with the value, with `late` after `ms`, or with `failed(error)`. A value that is
@@ -19,4 +19,9 @@ export function settleWithin<T> (value: Maybe<T>, ms: number, late: T, failed: (
   const timer = setTimeout(once, ms, late)
   timer.unref()
   value.then(once, (error: unknown) => { once(failed(error)) })
+}
+
+/** {@link settleWithin} as a promise. */
+export function settledWithin<T> (value: Promise<T>, ms: number, late: T): Promise<T> {
+  return new Promise(resolve => { settleWithin(value, ms, late, () => late, resolve) })
 }

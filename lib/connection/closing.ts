@@ -1,0 +1,76 @@
+/** Every way a guarded socket ends. */
+import type { Socket } from '../request.js'
+import { CLOSE, type CloseAction, type CloseName, type CloseReason } from '../protocol.js'
+import type { GuardedConnection } from './connection.js'
+import { sendFrame } from './control.js'
+import type { CloseBy, CloseDetails } from './hub.js'
+import { wheel } from './wheel.js'
+
+/** How long a peer has to answer a close, in milliseconds; ws alone would wait 30 s. */
+const CLOSE_GRACE = 3000
+
+export type CloseCodes = Partial<Record<CloseName, number | undefined>>
+
+interface Close {
+  readonly code: number
+  readonly reason: string
+  readonly action: CloseAction
+}
+
+/** Closes by a row of the table. Nothing is delivered from here on, in either direction. Does nothing the second time. */
+export function closeConnection (connection: GuardedConnection, by: CloseBy, details: CloseDetails = {}): void {
+  if (!connection.isOpen) return
+  const { hub } = connection.route
+  const { code, action, reason } = resolveClose(by, hub.settings.closeCodes, details.reason)
+  if (connection.speaks) {
+    const { retryAfterMs } = details
+    sendFrame(connection.socket, { type: 'bye', code: reason, action, ...(retryAfterMs !== undefined && { retryAfterMs }) })
+  }
+  connection.isOpen = false
+  connection.closeCode = code
+  connection.held = null
+  hub.registry.remove(connection)
+  connection.socket.holdBack(false)
+  connection.socket.close(code, JSON.stringify({ code: reason, action, retryAfterMs: details.retryAfterMs ?? 0 } satisfies CloseReason))
+  wheel.schedule(connection, CLOSE_GRACE)
+}
+
+/**
+ * The socket is closed, by whom ever. false: frames that came before the peer's close are still to be delivered, and the
+ * event has to wait for them.
+ */
+export function finish (connection: GuardedConnection, code: number, reason: Buffer): boolean {
+  const { hub } = connection.route
+  hub.registry.remove(connection)
+  if (connection.isOpen && (connection.isJudging || connection.held !== null)) {
+    connection.heldClose = { code, reason }
+    return false
+  }
+  connection.isOpen = false
+  wheel.remove(connection)
+  const shown = connection.closeCode === 0 ? code : connection.closeCode
+  hub.audit.closed(connection, shown)
+  connection.announce('close', shown)
+  return true
+}
+
+/** Closes a socket that never became a connection. */
+export function closeSocket (socket: Socket, name: CloseName, codes: CloseCodes, details: CloseDetails = {}): void {
+  const { code, reason, action } = resolveClose(name, codes, details.reason)
+  const waiting = { slot: -1, position: 0, look: () => { socket.terminate() } }
+  wheel.schedule(waiting, CLOSE_GRACE)
+  socket.on('error', () => { socket.terminate() })
+  socket.on('close', () => { wheel.remove(waiting) })
+  socket.close(code, JSON.stringify({ code: reason, action, retryAfterMs: details.retryAfterMs ?? 0 } satisfies CloseReason))
+}
+
+function resolveClose (by: CloseBy, codes: CloseCodes, reason: string | undefined): Close {
+  const name = typeof by === 'string' ? by : nameOf(by)
+  if (name === undefined) return { code: Number(by), reason: reason ?? 'closed', action: 'stop' }
+  const row = CLOSE[name]
+  return { code: codes[name] ?? row.code, reason: reason ?? row.reason, action: row.action }
+}
+
+function nameOf (code: number): CloseName | undefined {
+  return (Object.keys(CLOSE) as CloseName[]).find(name => CLOSE[name].code === code)
+}

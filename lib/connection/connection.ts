@@ -1,0 +1,158 @@
+/** One guarded socket: its state. What happens to it is in gate, lifecycle, reauth, sessions and closing. */
+import { randomBytes } from 'node:crypto'
+import { EventEmitter } from 'node:events'
+import type { FastifyRequest } from 'fastify'
+import type { AuthContext } from '../../types/context.js'
+import type { Connection, ConnectionEvents } from '../../types/connection.js'
+import { SUBPROTOCOL, type CloseName } from '../protocol.js'
+import { closeConnection, finish } from './closing.js'
+import { flush, receive } from './gate.js'
+import type { RouteSettings } from './hub.js'
+import { isOver, look } from './lifecycle.js'
+import type { GuardedSocket, RawFrame, SocketOwner } from './socket.js'
+import type { Wheeled } from './wheel.js'
+
+/** A frame that waits for its turn. */
+export interface HeldFrame {
+  readonly data: RawFrame
+  readonly isBinary: boolean
+}
+
+const NODE = randomBytes(6).toString('base64url')
+let made = 0
+
+export class GuardedConnection implements Connection, SocketOwner, Wheeled {
+  readonly socket: GuardedSocket
+  readonly request: FastifyRequest
+  readonly route: RouteSettings
+  context: AuthContext
+
+  /** The application sees and sends frames: until we, the peer or the clock end it. */
+  isOpen = true
+  /** The client understands frames of ours. */
+  speaks: boolean
+  /** Frames that look like ours are taken out of the application's. */
+  readonly readsControl: boolean
+  /** Something came since the last ping. */
+  isAlive = true
+  isPinged = false
+  /** The application has attached a listener, and the frames held until then are delivered. */
+  isListening = false
+  /** A verdict is being waited for. */
+  isJudging = false
+  /** `token_refresh_required` is out. */
+  isAsked = false
+  isReading = false
+  /** What we closed it with; 0 until then. */
+  closeCode = 0
+  failedRefreshes = 0
+  refreshesInFlight = 0
+  /** Re-authentications in the order they came, and the latest of them that took effect. */
+  refreshesBegun = 0
+  refreshApplied = 0
+
+  // Times are milliseconds since the epoch; 0 is never.
+  readonly startedAt: number
+  /** Past this nothing is delivered, whether or not the wheel has come round. */
+  endsAt = 0
+  refreshAt = 0
+  pingAt = 0
+  lastMessageAt: number
+  /** When the session was last read from its store, and last read without an error. */
+  readAt: number
+  readWellAt: number
+  heldSince = 0
+
+  held: HeldFrame[] | null = null
+  heldBytes = 0
+  /** The peer's close, where it came behind frames that are held. */
+  heldClose: { readonly code: number, readonly reason: Buffer } | null = null
+
+  slot = -1
+  position = 0
+  nextOfUser: GuardedConnection | null = null
+  previousOfUser: GuardedConnection | null = null
+  nextOfCredential: GuardedConnection | null = null
+  previousOfCredential: GuardedConnection | null = null
+
+  readonly #number = ++made
+  #events: EventEmitter | null = null
+
+  constructor (socket: GuardedSocket, request: FastifyRequest, route: RouteSettings, context: AuthContext) {
+    this.socket = socket
+    this.request = request
+    this.route = route
+    this.context = context
+    const { protocol } = socket
+    this.speaks = protocol === SUBPROTOCOL || (protocol === '' && route.control === true)
+    this.readsControl = route.control !== false && (protocol === '' || protocol === SUBPROTOCOL)
+    this.startedAt = Date.now()
+    this.lastMessageAt = this.startedAt
+    this.readAt = this.startedAt
+    this.readWellAt = this.startedAt
+  }
+
+  get id (): string {
+    return `${NODE}-${this.#number.toString(36)}`
+  }
+
+  can (permission: string): boolean {
+    return this.context.permissions.includes(permission)
+  }
+
+  send (value: unknown): boolean {
+    const text = JSON.stringify(value)
+    if (this.socket.readyState !== this.socket.OPEN || !this.maySend()) return false
+    this.socket.send(text)
+    return true
+  }
+
+  close (code: CloseName | number = 'Revoked', reason?: string): void {
+    closeConnection(this, code, reason === undefined ? {} : { reason })
+  }
+
+  on<E extends keyof ConnectionEvents> (event: E, listener: (...args: ConnectionEvents[E]) => void): this {
+    this.#events ??= new EventEmitter()
+    this.#events.on(event, listener)
+    return this
+  }
+
+  off<E extends keyof ConnectionEvents> (event: E, listener: (...args: ConnectionEvents[E]) => void): this {
+    this.#events?.off(event, listener)
+    return this
+  }
+
+  /** A listener that throws must not keep the connection from being closed. */
+  announce<E extends keyof ConnectionEvents> (event: E, ...args: ConnectionEvents[E]): void {
+    try {
+      this.#events?.emit(event, ...args)
+    } catch (error) {
+      this.route.hub.report(this.request, `the ${event} listener`, error)
+    }
+  }
+
+  receive (data: RawFrame, isBinary: boolean): void {
+    receive(this, data, isBinary)
+  }
+
+  look (): void {
+    look(this)
+  }
+
+  heard (): void {
+    this.isAlive = true
+  }
+
+  listened (): void {
+    // The listener is attached after this returns, and the code behind it may attach more.
+    process.nextTick(flush, this)
+  }
+
+  closed (code: number, reason: Buffer): boolean {
+    return finish(this, code, reason)
+  }
+
+  maySend (): boolean {
+    return this.isOpen && !isOver(this)
+  }
+}

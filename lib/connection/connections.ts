@@ -1,0 +1,110 @@
+/** The connections of one registration: how a socket becomes one, and what the application may ask about them. */
+import type { Duplex } from 'node:stream'
+import type { FastifyRequest } from 'fastify'
+import type { Connection, ConnectionFilter, DisconnectOptions } from '../../types/connection.js'
+import type { AuthContext } from '../../types/context.js'
+import { invalidOption } from '../errors.js'
+import type { Auditor } from '../observe/audit.js'
+import type { ParsedOptions, ParsedRouteRule } from '../options.js'
+import type { RequirementCheck } from '../policy/requirements.js'
+import { CLOSE } from '../protocol.js'
+import { setContext, type Socket } from '../request.js'
+import { closeConnection } from './closing.js'
+import { GuardedConnection, type HeldFrame } from './connection.js'
+import { secondsUntil, sendFrame } from './control.js'
+import { flush } from './gate.js'
+import type { Hub, RouteSettings, Verifiers } from './hub.js'
+import { lookAt, schedule } from './lifecycle.js'
+import { ReusableMessage } from './message.js'
+import { PendingSocket } from './pending.js'
+import { Registry } from './registry.js'
+import { SessionWatch } from './sessions.js'
+import { awaitListener, isGuarded, ownerOf, setOwner, type GuardedSocket } from './socket.js'
+
+const MAX_REASON = 40
+
+export function createHub (options: ParsedOptions, verifiers: Verifiers, audit: Auditor, report: Hub['report']): Hub {
+  const registry = new Registry()
+  const sessions = options.session === undefined ? null : new SessionWatch(options.session, options, verifiers, registry)
+  return { settings: options, verifiers, registry, pending: new Set(), sessions, audit, report, lookAt, isDraining: false }
+}
+
+export function createRouteSettings (hub: Hub, rule: ParsedRouteRule, meets: RequirementCheck): RouteSettings {
+  const { authorize, onRefused, control, firstMessage, sessionMaxAge } = rule
+  return { hub, meets, authorize, onRefused, control, firstMessage, sessionMaxAge, message: new ReusableMessage() }
+}
+
+/**
+ * Takes over a socket right after the 101. `run` is the application's handler; it runs once the connection is registered,
+ * and never for one that ended meanwhile.
+ * @param context null: the credential comes as the first message
+ */
+export function accept (socket: Socket, net: Duplex, request: FastifyRequest, route: RouteSettings, context: AuthContext | null, run: () => void): void {
+  // Only a socket of our class can be guarded; another would pass every frame.
+  if (!isGuarded(socket)) {
+    socket.terminate()
+    return
+  }
+  if (context !== null) {
+    if (begin(socket, request, route, context, []).maySend()) run()
+    return
+  }
+  setOwner(socket, new PendingSocket(socket, net, request, route, (authenticated, held) => {
+    setContext(request, authenticated)
+    const connection = begin(socket, request, route, authenticated, held)
+    connection.speaks = true
+    schedule(connection)
+    if (!connection.maySend()) return
+    sendFrame(socket, {
+      type: 'auth_success',
+      user: { id: authenticated.userId },
+      authType: authenticated.authType,
+      connectionId: connection.id,
+      expiresIn: secondsUntil(authenticated.expiresAt)
+    })
+    run()
+    flush(connection)
+  }))
+}
+
+function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSettings, context: AuthContext, held: HeldFrame[]): GuardedConnection {
+  const { hub } = route
+  const connection = new GuardedConnection(socket, request, route, context)
+  setOwner(socket, connection)
+  if (held.length > 0) connection.held = held
+  const { heartbeat } = hub.settings
+  if (heartbeat !== false) connection.pingAt = connection.startedAt + heartbeat.interval
+  hub.registry.add(connection)
+  awaitListener(socket)
+  schedule(connection)
+  return connection
+}
+
+/** What `app.hybridAuth` offers of the connections of this process. */
+export function createConnectionApi ({ registry }: Hub) {
+  return {
+    connection (socket: Socket): Connection | null {
+      const owner = ownerOf(socket)
+      return owner instanceof GuardedConnection ? owner : null
+    },
+    connections: (filter: ConnectionFilter = {}): Connection[] => registry.find(filter),
+    count: (filter: ConnectionFilter = {}): number =>
+      Object.keys(filter).length === 0 ? registry.size : registry.find(filter).length,
+    async disconnect (filter: ConnectionFilter, { code = 'Revoked', reason }: DisconnectOptions = {}): Promise<{ matched: number }> {
+      checkClose(code, reason)
+      const found = registry.find(filter)
+      for (const connection of found) closeConnection(connection, code, reason === undefined ? {} : { reason })
+      return { matched: found.length }
+    }
+  }
+}
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION on what a close frame cannot carry (RFC 6455 §7.4.2) */
+export function checkClose (code: unknown, reason: unknown): void {
+  const isName = typeof code === 'string' && Object.hasOwn(CLOSE, code)
+  const isCode = typeof code === 'number' && Number.isInteger(code) && ((code >= 3000 && code <= 4999) || code === CLOSE.Draining.code)
+  if (!isName && !isCode) throw invalidOption('code', 'must be a name of the close-code table, or a code from 3000 to 4999')
+  if (reason !== undefined && !(typeof reason === 'string' && reason.length > 0 && Buffer.byteLength(reason) <= MAX_REASON)) {
+    throw invalidOption('reason', `must be a text of 1 to ${MAX_REASON} bytes`)
+  }
+}

@@ -1,0 +1,45 @@
+/** Which frames are ours, told by their first bytes: nothing else of an application's frame is read. */
+import type { ServerFrame } from '../protocol.js'
+import type { GuardedSocket, RawFrame } from './socket.js'
+
+/** The control frames a client may send. */
+export type ControlType = 'auth' | 'auth_update' | 'token_refresh'
+
+const NAMES = (['auth', 'auth_update', 'token_refresh'] as const satisfies readonly ControlType[])
+  .map(name => ({ name, bytes: Buffer.from(`${name}"`) }))
+const KEY = Buffer.from('"type"')
+const [SPACE, TAB, LF, CR, QUOTE, COLON, BRACE] = [0x20, 0x09, 0x0a, 0x0d, 0x22, 0x3a, 0x7b]
+
+/** null: not ours. `type` must be the first member, as every JSON writer puts it that is told so. */
+export function controlType (data: RawFrame): ControlType | null {
+  if (!Buffer.isBuffer(data) || data[0] !== BRACE) return null
+  let at = skipSpace(data, 1)
+  if (!startsWith(data, at, KEY)) return null
+  at = skipSpace(data, at + KEY.length)
+  if (data[at] !== COLON) return null
+  at = skipSpace(data, at + 1)
+  if (data[at] !== QUOTE) return null
+  for (const { name, bytes } of NAMES) if (startsWith(data, at + 1, bytes)) return name
+  return null
+}
+
+export function sendFrame (socket: GuardedSocket, frame: ServerFrame): void {
+  if (socket.readyState === socket.OPEN) socket.sendControl(JSON.stringify(frame))
+}
+
+/** Seconds that are left, for the wire: a duration means the same on every clock. */
+export function secondsUntil (time: number | null): number | null {
+  return time === null ? null : Math.max(0, Math.floor((time - Date.now()) / 1000))
+}
+
+function skipSpace (data: Buffer, from: number): number {
+  let at = from
+  for (let byte = data[at]; byte === SPACE || byte === TAB || byte === LF || byte === CR; byte = data[at]) at++
+  return at
+}
+
+function startsWith (data: Buffer, at: number, what: Buffer): boolean {
+  if (data.length < at + what.length) return false
+  for (let i = 0; i < what.length; i++) if (data[at + i] !== what[i]) return false
+  return true
+}

@@ -1,0 +1,63 @@
+/** Closing the application without dropping its sockets unannounced, whatever order the plugins were registered in. */
+import { setImmediate as immediate } from 'node:timers/promises'
+import type { FastifyInstance } from 'fastify'
+import { closeConnection } from './closing.js'
+import type { Hub } from './hub.js'
+
+const DRAINS = Symbol.for('fastify-hybrid-auth.drains')
+/** Closes between two turns of the loop. */
+const BATCH = 25
+
+type Drain = () => Promise<void>
+interface Drained { [DRAINS]?: Drain[] }
+
+/**
+ * Runs `drain` at the start of `app.close()`. A `preClose` hook would do, were it not that the one of @fastify/websocket
+ * closes every socket without a code, and comes first when it was registered first.
+ */
+export function drainOnClose (app: FastifyInstance, drain: Drain): void {
+  const root: FastifyInstance & Drained = rootOf(app)
+  if (root[DRAINS] !== undefined) {
+    root[DRAINS].push(drain)
+    return
+  }
+  const drains = [drain]
+  root[DRAINS] = drains
+  const close = root.close.bind(root)
+  const drainThenClose = (listener?: () => void): Promise<undefined> | undefined => {
+    const drained = Promise.all(drains.splice(0).map(async one => one()))
+    if (listener === undefined) return drained.then(async () => close())
+    drained.then(() => { close(listener) }, () => { close(listener) })
+    return undefined
+  }
+  Object.defineProperty(root, 'close', { value: drainThenClose, configurable: true, writable: true })
+}
+
+/** 1012 to every socket, each with its own time to come back; what has not answered at the deadline is cut off. */
+export async function drainHub (hub: Hub): Promise<void> {
+  const { window, deadline } = hub.settings.drain
+  hub.isDraining = true
+  for (const socket of hub.pending) socket.fail('Draining')
+  const connections = hub.registry.find({})
+  const closed = connections.map(connection => new Promise<void>(resolve => {
+    connection.socket.once('close', resolve)
+  }))
+  for (const [index, connection] of connections.entries()) {
+    closeConnection(connection, 'Draining', { retryAfterMs: Math.floor(Math.random() * window) })
+    if (index % BATCH === BATCH - 1) await immediate()
+  }
+  const timer = setTimeout(() => { for (const { socket } of connections) socket.terminate() }, deadline)
+  await Promise.all(closed)
+  clearTimeout(timer)
+}
+
+/** Encapsulated instances inherit `close` from the one that has it. */
+function rootOf (app: FastifyInstance): FastifyInstance {
+  let root = app
+  for (let above: unknown = app; isInstance(above); above = Object.getPrototypeOf(above)) root = above
+  return root
+}
+
+function isInstance (value: unknown): value is FastifyInstance {
+  return typeof value === 'object' && value !== null && 'close' in value
+}

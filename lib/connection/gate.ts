@@ -1,0 +1,136 @@
+/**
+ * What stands between a socket and the application's listeners: one FIFO per connection. A verdict that is there at once
+ * costs no promise and no allocation; one that is not holds back the frames behind it.
+ */
+import { settleWithin } from '../deadline.js'
+import { adopt, attempt, type Maybe } from '../maybe.js'
+import { closeConnection, finish } from './closing.js'
+import type { GuardedConnection } from './connection.js'
+import { controlType, sendFrame } from './control.js'
+import { isOver } from './lifecycle.js'
+import { byteLengthOf, ReusableMessage } from './message.js'
+import { reauthenticate } from './reauth.js'
+import { isStale, readSession } from './sessions.js'
+import { awaitListener, type RawFrame } from './socket.js'
+
+const MAX_HELD_FRAMES = 32
+const MAX_HELD_BYTES = 64 * 1024
+
+export function receive (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
+  connection.isAlive = true
+  if (!connection.isOpen || isOver(connection)) return
+  if (!isBinary && connection.readsControl && isOurs(connection, data)) return
+  connection.lastMessageAt = Date.now()
+  if (connection.isListening && connection.held === null && !connection.isJudging) judge(connection, data, isBinary)
+  else hold(connection, data, isBinary)
+}
+
+function isOurs (connection: GuardedConnection, data: RawFrame): boolean {
+  const type = controlType(data)
+  // Only a socket that was opened for it may say `auth`; elsewhere that is a word of the application's.
+  if (type === null || (type === 'auth' && connection.route.firstMessage === 0)) return false
+  if (Buffer.isBuffer(data)) reauthenticate(connection, data)
+  return true
+}
+
+function hold (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
+  connection.held ??= []
+  connection.held.push({ data, isBinary })
+  connection.heldBytes += byteLengthOf(data)
+  if (!connection.isListening && connection.heldSince === 0) {
+    connection.heldSince = Date.now()
+    connection.route.hub.lookAt(connection)
+  }
+  if (connection.held.length >= MAX_HELD_FRAMES || connection.heldBytes >= MAX_HELD_BYTES) connection.socket.holdBack(true)
+}
+
+/** Judges what is held, in order, until a verdict has to be waited for or nobody listens. */
+export function flush (connection: GuardedConnection): void {
+  const { socket } = connection
+  connection.isListening = connection.isListening || socket.listenerCount('message') > 0
+  while (connection.held !== null && !connection.isJudging) {
+    if (socket.listenerCount('message') === 0) {
+      connection.isListening = false
+      awaitListener(socket)
+      return
+    }
+    const frame = connection.held.shift()
+    if (frame === undefined) break
+    connection.heldBytes -= byteLengthOf(frame.data)
+    judge(connection, frame.data, frame.isBinary)
+  }
+  if (connection.isJudging) return
+  release(connection)
+}
+
+/** Forgets what is held, reads again, and lets a close through that had to wait. */
+export function release (connection: GuardedConnection): void {
+  connection.held = null
+  connection.heldBytes = 0
+  connection.heldSince = 0
+  connection.socket.holdBack(false)
+  if (connection.heldClose === null) return
+  const { code, reason } = connection.heldClose
+  connection.heldClose = null
+  finish(connection, code, reason)
+  connection.socket.emitHeldClose(code, reason)
+}
+
+function judge (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
+  if (isStale(connection)) {
+    judgeLater(connection, readSession(connection).then(() => ask(connection, data, isBinary)), data, isBinary)
+    return
+  }
+  if (connection.route.authorize === undefined) {
+    connection.socket.deliver(data, isBinary)
+    return
+  }
+  const verdict = ask(connection, data, isBinary)
+  if (verdict instanceof Promise) judgeLater(connection, verdict, data, isBinary)
+  else settle(connection, verdict, data, isBinary)
+}
+
+/** What the route says. Only `true` lets a frame through; what throws is a refusal. */
+function ask (connection: GuardedConnection, data: RawFrame, isBinary: boolean): Maybe<unknown> {
+  const { route, context, request } = connection
+  const { authorize } = route
+  if (authorize === undefined) return true
+  return attempt(() => {
+    const verdict = adopt(authorize(context, route.message.set(data, isBinary), request))
+    // The application still holds this message: the next one gets another.
+    if (verdict instanceof Promise) route.message = new ReusableMessage()
+    return verdict
+  }, error => fault(connection, error))
+}
+
+function judgeLater (connection: GuardedConnection, pending: Promise<unknown>, data: RawFrame, isBinary: boolean): void {
+  const { version } = connection.context
+  connection.isJudging = true
+  settleWithin<unknown>(pending, connection.route.hub.settings.handshakeTimeout, false, error => fault(connection, error), verdict => {
+    connection.isJudging = false
+    if (connection.isOpen && !isOver(connection)) {
+      // Reached for a context that is no longer the connection's: reached again.
+      if (connection.context.version !== version) judge(connection, data, isBinary)
+      else settle(connection, verdict, data, isBinary)
+    }
+    flush(connection)
+  })
+}
+
+function settle (connection: GuardedConnection, verdict: unknown, data: RawFrame, isBinary: boolean): void {
+  if (verdict === true) {
+    connection.socket.deliver(data, isBinary)
+    return
+  }
+  const { route } = connection
+  route.hub.audit.messageRefused(connection)
+  if (route.onRefused === 'close') closeConnection(connection, 'Forbidden')
+  else if (connection.speaks) {
+    sendFrame(connection.socket, { type: 'error', code: 'forbidden', message: 'This message is not allowed', action: 'none' })
+  }
+}
+
+function fault (connection: GuardedConnection, error: unknown): false {
+  connection.route.hub.report(connection.request, 'authorize', error)
+  return false
+}

@@ -1,0 +1,67 @@
+/** What the parts of this folder share: the settings of a registration and of a route, and the ways out of the folder. */
+import type { FastifyRequest } from 'fastify'
+import type { AuthContext } from '../../types/context.js'
+import type { MessageRule } from '../../types/rules.js'
+import type { Refusal } from '../errors.js'
+import type { Maybe } from '../maybe.js'
+import type { Auditor } from '../observe/audit.js'
+import type { ParsedOptions } from '../options.js'
+import type { RequirementCheck } from '../policy/requirements.js'
+import type { CloseName } from '../protocol.js'
+import type { VerifiedSession } from '../verify/session.js'
+import type { GuardedConnection } from './connection.js'
+import type { ReusableMessage } from './message.js'
+import type { PendingSocket } from './pending.js'
+import type { Registry } from './registry.js'
+import type { SessionWatch } from './sessions.js'
+
+/** The options that matter after the 101. */
+export type Settings = Pick<ParsedOptions,
+  'handshakeTimeout' | 'expiryGrace' | 'maxConnectionAge' | 'idleTimeout' | 'heartbeat' | 'drain' | 'closeCodes' | 'limits'>
+
+/** The same path as before the 101. */
+export interface Verifiers {
+  /** Who a token names. Neither throws nor rejects. */
+  verifyToken (request: FastifyRequest, token: string): Maybe<AuthContext | Refusal>
+  /** What the store holds of a session now. Neither throws nor rejects. */
+  rereadSession (request: FastifyRequest, sessionId: string): Maybe<VerifiedSession | Refusal>
+  /** Extends a rolling session; null where that was not asked for. Rejects with what the store says. */
+  readonly touchSession: ((request: FastifyRequest, sessionId: string) => Promise<number | null>) | null
+}
+
+export interface Hub {
+  readonly settings: Settings
+  readonly verifiers: Verifiers
+  readonly registry: Registry
+  /** Sockets that still owe their first message. */
+  readonly pending: Set<PendingSocket>
+  readonly sessions: SessionWatch | null
+  readonly audit: Auditor
+  /** The application is closing: new sockets are refused. */
+  isDraining: boolean
+  /** Puts the connection where the wheel will look at it next. */
+  lookAt (connection: GuardedConnection): void
+  report (request: FastifyRequest, where: string, error: unknown): void
+}
+
+/** A route's `auth` option, read once. */
+export interface RouteSettings {
+  readonly hub: Hub
+  readonly meets: RequirementCheck
+  readonly authorize: MessageRule | undefined
+  readonly onRefused: 'error' | 'close'
+  readonly control: boolean | undefined
+  /** In milliseconds; 0: a credential is needed at the handshake. */
+  readonly firstMessage: number
+  /** How old the last reading of the session may be when a message is delivered, in milliseconds. */
+  readonly sessionMaxAge: number | undefined
+  /** Replaced when a verdict keeps the one that is here. */
+  message: ReusableMessage
+}
+
+export interface CloseDetails {
+  readonly reason?: string
+  readonly retryAfterMs?: number
+}
+
+export type CloseBy = CloseName | number

@@ -1,0 +1,138 @@
+/**
+ * When to look at a connection next, and what to do then: expiry, refresh, session, heartbeat and idleness are all
+ * questions of time, and the wheel asks them together.
+ */
+import type { AuthContext } from '../../types/context.js'
+import { closeConnection } from './closing.js'
+import type { GuardedConnection } from './connection.js'
+import { secondsUntil, sendFrame } from './control.js'
+import { release } from './gate.js'
+import { readSession } from './sessions.js'
+import { HORIZON, wheel } from './wheel.js'
+
+/** The grace of sockets that can refresh, where `expiryGrace` says nothing. */
+const REFRESH_GRACE = 25_000
+/** A refresh is asked for at a random part of the lifetime between these, so that tokens of one second are not renewed in one. */
+const [REFRESH_FROM, REFRESH_TO] = [0.7, 0.9]
+/** …and at least so long before the end, where the lifetime is long enough for the parts to mean more. */
+const REFRESH_AHEAD = 30_000
+/** A session is read again so long before it ends: it may have been extended over HTTP. */
+const READ_AHEAD = 2000
+const MAX_HELD_TIME = 5000
+
+/** Sets everything that follows from the context: after it was made, and after it was replaced. */
+export function schedule (connection: GuardedConnection): void {
+  const { context, startedAt, route: { hub: { settings } } } = connection
+  const canRefresh = connection.speaks && context.authType !== 'session'
+  const grace = settings.expiryGrace ?? (canRefresh ? REFRESH_GRACE : 0)
+  const credentialEnds = context.expiresAt === null ? Infinity : context.expiresAt + grace
+  const ageEnds = settings.maxConnectionAge === undefined ? Infinity : startedAt + settings.maxConnectionAge
+  const ends = Math.min(credentialEnds, ageEnds)
+  connection.endsAt = ends === Infinity ? 0 : ends
+  connection.refreshAt = context.authType === 'session' ? 0 : refreshTime(context)
+  connection.isAsked = false
+  lookAt(connection)
+}
+
+/** Past its end, and closed now if it was not yet. */
+export function isOver (connection: GuardedConnection): boolean {
+  if (connection.endsAt === 0 || Date.now() < connection.endsAt) return false
+  end(connection)
+  return true
+}
+
+/** What the wheel does with a connection whose time has come. */
+export function look (connection: GuardedConnection): void {
+  if (!connection.isOpen) {
+    connection.socket.terminate()
+    return
+  }
+  const now = Date.now()
+  if (isOver(connection) || isIdle(connection, now) || isDead(connection, now)) return
+  if (isDue(connection.refreshAt, now)) askToRefresh(connection, now)
+  if (isDue(nextReading(connection), now)) readSession(connection).catch(() => {})
+  if (!connection.isListening && connection.heldSince !== 0 && now >= connection.heldSince + MAX_HELD_TIME) discard(connection)
+  lookAt(connection)
+}
+
+export function lookAt (connection: GuardedConnection): void {
+  const { endsAt, refreshAt, pingAt, heldSince, lastMessageAt, route: { hub: { settings } } } = connection
+  const times = [
+    endsAt, refreshAt, pingAt, nextReading(connection),
+    heldSince === 0 || connection.isListening ? 0 : heldSince + MAX_HELD_TIME,
+    settings.idleTimeout === undefined ? 0 : lastMessageAt + settings.idleTimeout
+  ]
+  const next = times.reduce((soonest, time) => time !== 0 && time < soonest ? time : soonest, Infinity)
+  // Clocks are set forward and back: no connection goes unseen for longer than the wheel is round.
+  wheel.schedule(connection, Math.min(next - Date.now(), HORIZON))
+}
+
+function end (connection: GuardedConnection): void {
+  if (!connection.isOpen) return
+  const { context, isAsked } = connection
+  connection.route.hub.audit.expired(connection)
+  const isCredential = context.expiresAt !== null && Date.now() >= context.expiresAt
+  closeConnection(connection, isCredential && isAsked && connection.speaks ? 'RefreshTimeout' : 'AuthenticationExpired')
+}
+
+function refreshTime ({ expiresAt, authenticatedAt }: AuthContext): number {
+  if (expiresAt === null) return 0
+  const lifetime = expiresAt - authenticatedAt
+  const part = authenticatedAt + lifetime * (REFRESH_FROM + Math.random() * (REFRESH_TO - REFRESH_FROM))
+  const isLong = lifetime * (1 - REFRESH_FROM) > REFRESH_AHEAD
+  return Math.ceil(isLong ? Math.min(part, expiresAt - REFRESH_AHEAD) : part)
+}
+
+function askToRefresh (connection: GuardedConnection, now: number): void {
+  connection.refreshAt = 0
+  connection.isAsked = true
+  const { expiresAt } = connection.context
+  if (connection.speaks) {
+    sendFrame(connection.socket, { type: 'token_refresh_required', expiresIn: secondsUntil(expiresAt) ?? 0 })
+  }
+  connection.announce('expiring', Math.max(0, (expiresAt ?? now) - now))
+}
+
+/** 0: this connection has no session to read. */
+function nextReading ({ context, readAt, isReading, route: { hub: { sessions } } }: GuardedConnection): number {
+  if (sessions === null || context.authType !== 'session' || isReading) return 0
+  const routine = sessions.next(readAt)
+  const { expiresAt } = context
+  const beforeEnd = expiresAt === null ? Infinity : expiresAt - READ_AHEAD
+  return beforeEnd > readAt ? Math.min(routine, beforeEnd) : routine
+}
+
+function isIdle (connection: GuardedConnection, now: number): boolean {
+  const { idleTimeout } = connection.route.hub.settings
+  if (idleTimeout === undefined || now < connection.lastMessageAt + idleTimeout) return false
+  closeConnection(connection, 'Inactive')
+  return true
+}
+
+/** Pings in turn; a peer that sent nothing since the ping is gone, and is not asked to close. */
+function isDead (connection: GuardedConnection, now: number): boolean {
+  const { heartbeat } = connection.route.hub.settings
+  if (heartbeat === false || !isDue(connection.pingAt, now)) return false
+  if (connection.isPinged && !connection.isAlive) {
+    connection.socket.terminate()
+    return true
+  }
+  connection.isPinged = !connection.isPinged
+  connection.pingAt = now + (connection.isPinged ? heartbeat.timeout : heartbeat.interval)
+  if (connection.isPinged) {
+    connection.isAlive = false
+    connection.socket.ping()
+  }
+  return false
+}
+
+/** The handler never listened: it is a socket that only sends, and what came is dropped as without us. */
+function discard (connection: GuardedConnection): void {
+  connection.request.log.warn({ frames: connection.held?.length }, 'dropped frames that no listener was attached for')
+  connection.isListening = true
+  release(connection)
+}
+
+function isDue (time: number, now: number): boolean {
+  return time !== 0 && now >= time
+}

@@ -1,0 +1,126 @@
+/** A socket that was accepted without a credential and has one message to bring it. */
+import type { Duplex } from 'node:stream'
+import type { AuthContext } from '../../types/context.js'
+import { settleWithin } from '../deadline.js'
+import { ERRORS, isRefusal, type Refusal } from '../errors.js'
+import { attempt, whenReady } from '../maybe.js'
+import { parseClientFrame, type CloseName } from '../protocol.js'
+import { limitBytes } from './bytes.js'
+import { closeSocket } from './closing.js'
+import type { HeldFrame } from './connection.js'
+import { controlType } from './control.js'
+import type { FastifyRequest } from 'fastify'
+import type { RouteSettings } from './hub.js'
+import { byteLengthOf } from './message.js'
+import type { GuardedSocket, RawFrame, SocketOwner } from './socket.js'
+import { wheel, type Wheeled } from './wheel.js'
+
+const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
+const MAX_FRAME = 8 * 1024
+const MAX_BYTES = 64 * 1024
+const MAX_FRAMES = 32
+
+/** Called once, with who it is and what came behind the credential. */
+export type OnAuthenticated = (context: AuthContext, held: HeldFrame[]) => void
+
+export class PendingSocket implements SocketOwner, Wheeled {
+  slot = -1
+  position = 0
+  readonly #socket: GuardedSocket
+  readonly #stopCounting: () => void
+  readonly #request: FastifyRequest
+  readonly #route: RouteSettings
+  readonly #done: OnAuthenticated
+  readonly #held: HeldFrame[] = []
+  #frames = 0
+  #isVerifying = false
+  #isPending = true
+
+  constructor (socket: GuardedSocket, net: Duplex, request: FastifyRequest, route: RouteSettings, done: OnAuthenticated) {
+    this.#socket = socket
+    this.#request = request
+    this.#route = route
+    this.#done = done
+    socket.on('error', ignore)
+    this.#stopCounting = limitBytes(net, MAX_BYTES, () => { this.fail('ProtocolError') })
+    wheel.schedule(this, route.firstMessage)
+    route.hub.pending.add(this)
+  }
+
+  /** The time is over. */
+  look (): void {
+    this.fail('AuthenticationTimeout')
+  }
+
+  receive (data: RawFrame, isBinary: boolean): void {
+    if (!this.#isPending || !this.#mayHold(byteLengthOf(data))) return
+    const isAuth = !isBinary && controlType(data) === 'auth'
+    if (!isAuth) this.#held.push({ data, isBinary })
+    else if (this.#isVerifying || !Buffer.isBuffer(data)) this.fail('ProtocolError')
+    else this.#verify(data)
+  }
+
+  heard (): void {
+    if (this.#isPending) this.#mayHold(0)
+  }
+
+  listened (): void {}
+
+  closed (): boolean {
+    this.#leave()
+    return true
+  }
+
+  maySend (): boolean {
+    return false
+  }
+
+  fail (name: CloseName, code?: Refusal): void {
+    if (!this.#isPending) return
+    this.#leave()
+    this.#route.hub.audit.refused(this.#request, code ?? 'FST_HYBRID_AUTH_MISSING_CREDENTIALS')
+    closeSocket(this.#socket, name, this.#route.hub.settings.closeCodes)
+  }
+
+  #mayHold (bytes: number): boolean {
+    this.#frames++
+    if (bytes <= MAX_FRAME && this.#frames <= MAX_FRAMES) return true
+    this.fail('ProtocolError')
+    return false
+  }
+
+  #verify (data: Buffer): void {
+    this.#isVerifying = true
+    const frame = parseClientFrame(data.toString('utf8'))
+    if (frame === null) {
+      this.fail('ProtocolError')
+      return
+    }
+    const { hub, meets } = this.#route
+    const failed = (error: unknown): Refusal => {
+      hub.report(this.#request, 'rule', error)
+      return UNAVAILABLE
+    }
+    const admitted = attempt(() => whenReady(hub.verifiers.verifyToken(this.#request, frame.token), outcome => isRefusal(outcome)
+      ? outcome
+      : whenReady(meets(outcome, this.#request), (holds): AuthContext | Refusal => holds ? outcome : 'FST_HYBRID_AUTH_FORBIDDEN')), failed)
+    settleWithin(admitted, hub.settings.handshakeTimeout, UNAVAILABLE, failed, outcome => {
+      if (!this.#isPending) return
+      if (isRefusal(outcome)) {
+        this.fail(ERRORS[outcome].close, outcome)
+        return
+      }
+      this.#leave()
+      this.#done(outcome, this.#held)
+    })
+  }
+
+  #leave (): void {
+    this.#isPending = false
+    wheel.remove(this)
+    this.#route.hub.pending.delete(this)
+    this.#stopCounting()
+  }
+}
+
+function ignore (): void {}

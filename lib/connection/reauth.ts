@@ -1,0 +1,95 @@
+/** A fresh credential for an open socket: verified by the same path, applied in one step, in the order it was sent. */
+import { settleWithin } from '../deadline.js'
+import { isRefusal, type Refusal } from '../errors.js'
+import type { AuthContext } from '../../types/context.js'
+import { attempt } from '../maybe.js'
+import { parseClientFrame } from '../protocol.js'
+import { setContext } from '../request.js'
+import { withVersion } from '../verify/context.js'
+import { closeConnection } from './closing.js'
+import type { GuardedConnection } from './connection.js'
+import { secondsUntil, sendFrame } from './control.js'
+import { isOver, schedule } from './lifecycle.js'
+
+const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
+const INVALID: Refusal = 'FST_HYBRID_AUTH_INVALID_TOKEN'
+const MAX_FAILURES = 3
+const MAX_IN_FLIGHT = 4
+/** A frame that could hold the longest token that any option allows. */
+const MAX_FRAME = 65_536 + 1024
+
+/** Takes an `auth_update` frame. Whatever comes of it, exactly one answer or close follows, or none if a newer one was faster. */
+export function reauthenticate (connection: GuardedConnection, data: Buffer): void {
+  const { request, route: { hub } } = connection
+  const turn = ++connection.refreshesBegun
+  connection.speaks = connection.speaks || connection.socket.protocol === ''
+  const frame = data.length > MAX_FRAME || connection.refreshesInFlight >= MAX_IN_FLIGHT ? null : parseClientFrame(data.toString('utf8'))
+  connection.refreshesInFlight++
+  const outcome = frame === null ? INVALID : hub.verifiers.verifyToken(request, frame.token)
+  settleWithin(outcome, hub.settings.handshakeTimeout, UNAVAILABLE, () => UNAVAILABLE, verified => {
+    connection.refreshesInFlight--
+    if (!connection.isOpen || isOver(connection) || turn < connection.refreshApplied) return
+    if (isRefusal(verified)) refuse(connection, verified)
+    else apply(connection, verified, turn)
+  })
+}
+
+function apply (connection: GuardedConnection, next: AuthContext, turn: number): void {
+  const { hub } = connection.route
+  if (!hasSameIdentity(connection.context, next)) {
+    hub.audit.identityChanged(connection)
+    closeConnection(connection, 'IdentityChanged')
+    return
+  }
+  connection.refreshApplied = turn
+  connection.failedRefreshes = 0
+  replaceContext(connection, next, connection.context.version + 1)
+  hub.audit.refreshed(connection)
+  sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) })
+}
+
+function refuse (connection: GuardedConnection, code: Refusal): void {
+  const { socket, route: { hub } } = connection
+  hub.audit.refreshRefused(connection, code)
+  if (code === UNAVAILABLE) {
+    sendFrame(socket, { type: 'error', code: 'unavailable', message: 'The credential cannot be verified at the moment', action: 'retry' })
+    return
+  }
+  connection.failedRefreshes++
+  if (connection.failedRefreshes >= MAX_FAILURES) closeConnection(connection, 'RefreshFailed')
+  else sendFrame(socket, { type: 'error', code: 'refresh_failed', message: 'The credential was refused', action: 'refresh' })
+}
+
+/** A connection belongs to one user of one issuer and one tenant for life. */
+export function hasSameIdentity (a: AuthContext, b: AuthContext): boolean {
+  return a.issuer === b.issuer && a.userId === b.userId && a.tenantId === b.tenantId
+}
+
+/**
+ * Swaps the context, the indexes and everything that follows from its times, in one step. The route's rule is asked
+ * afterwards: what was lost is lost at once, and the connection ends if the rule no longer holds.
+ */
+export function replaceContext (connection: GuardedConnection, next: AuthContext, version: number): void {
+  const { request, route } = connection
+  const isNew = version !== connection.context.version
+  const context = withVersion(next, version)
+  route.hub.registry.rekey(connection, () => {
+    connection.context = context
+    setContext(request, context)
+  })
+  schedule(connection)
+  if (!isNew) return
+  connection.announce('refresh', context)
+  recheckRule(connection, context)
+}
+
+function recheckRule (connection: GuardedConnection, context: AuthContext): void {
+  const { request, route } = connection
+  const failed = (error: unknown): false => {
+    route.hub.report(request, 'rule', error)
+    return false
+  }
+  settleWithin(attempt(() => route.meets(context, request), failed), route.hub.settings.handshakeTimeout, false, failed, holds => {
+    if (!holds && connection.context === context) closeConnection(connection, 'Forbidden')
+  })
+}

@@ -1,0 +1,134 @@
+/** Sessions of open sockets, read again from their store: one read a session, however many sockets it has. */
+import type { FastifyRequest } from 'fastify'
+import { settledWithin } from '../deadline.js'
+import { isRefusal, type Refusal } from '../errors.js'
+import { sessionContext } from '../verify/context.js'
+import type { VerifiedSession } from '../verify/session.js'
+import { closeConnection } from './closing.js'
+import type { GuardedConnection } from './connection.js'
+import type { Settings, Verifiers } from './hub.js'
+import type { Registry } from './registry.js'
+import { hasSameIdentity, replaceContext } from './reauth.js'
+
+export interface SessionWatchSettings {
+  /** In milliseconds, as `maxStale`. */
+  readonly revalidate: number
+  readonly onStoreError: 'serve' | 'close'
+  readonly maxStale: number
+}
+
+const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
+/** How many reads are under way at once. */
+const MAX_READS = 50
+/** Readings are spread, so that sessions of one second are not read in one. */
+const JITTER = 0.1
+
+export class SessionWatch {
+  readonly #settings: SessionWatchSettings
+  readonly #timeout: number
+  readonly #verifiers: Verifiers
+  readonly #registry: Registry
+  readonly #reading = new Map<string, Promise<void>>()
+  readonly #queue: Array<() => void> = []
+  #running = 0
+
+  constructor (settings: SessionWatchSettings, { handshakeTimeout }: Settings, verifiers: Verifiers, registry: Registry) {
+    this.#settings = settings
+    this.#timeout = handshakeTimeout
+    this.#verifiers = verifiers
+    this.#registry = registry
+  }
+
+  /** When a session that was read then is read again. */
+  next (readAt: number): number {
+    return readAt + this.#settings.revalidate
+  }
+
+  /** Reads the session and brings every socket of it up to date. Never rejects. */
+  read (request: FastifyRequest, sessionId: string): Promise<void> {
+    const known = this.#reading.get(sessionId)
+    if (known !== undefined) return known
+    const reading = this.#whenFree()
+      .then(() => settledWithin(this.#readNow(request, sessionId), this.#timeout, UNAVAILABLE))
+      .then(outcome => {
+        this.#reading.delete(sessionId)
+        this.#free()
+        for (const connection of this.#registry.find({ sessionId })) this.#apply(connection, outcome)
+      })
+    this.#reading.set(sessionId, reading)
+    return reading
+  }
+
+  /** Extends the session if the application used it, and only then. */
+  async #readNow (request: FastifyRequest, sessionId: string): Promise<VerifiedSession | Refusal> {
+    const outcome = await this.#verifiers.rereadSession(request, sessionId)
+    const { touchSession } = this.#verifiers
+    if (isRefusal(outcome) || touchSession === null || !this.#isUsed(sessionId)) return outcome
+    const expiresAt = await touchSession(request, sessionId)
+    return expiresAt === null ? outcome : { ...outcome, expiresAt }
+  }
+
+  #isUsed (sessionId: string): boolean {
+    return this.#registry.find({ sessionId }).some(({ lastMessageAt, readAt }) => lastMessageAt > readAt)
+  }
+
+  #apply (connection: GuardedConnection, outcome: VerifiedSession | Refusal): void {
+    const now = Date.now()
+    connection.readAt = now - Math.random() * JITTER * this.#settings.revalidate
+    if (outcome === UNAVAILABLE) this.#serveOrClose(connection, now)
+    else if (outcome === 'FST_HYBRID_AUTH_EXPIRED_SESSION') closeConnection(connection, 'AuthenticationExpired')
+    else if (isRefusal(outcome)) closeConnection(connection, 'Revoked')
+    else {
+      connection.readWellAt = now
+      update(connection, outcome)
+    }
+  }
+
+  #serveOrClose (connection: GuardedConnection, now: number): void {
+    const { onStoreError, maxStale } = this.#settings
+    if (onStoreError === 'close' || now - connection.readWellAt >= maxStale) closeConnection(connection, 'Unavailable')
+    else connection.route.hub.lookAt(connection)
+  }
+
+  #whenFree (): Promise<void> {
+    if (this.#running < MAX_READS) {
+      this.#running++
+      return Promise.resolve()
+    }
+    return new Promise(resolve => { this.#queue.push(resolve) })
+  }
+
+  #free (): void {
+    const next = this.#queue.shift()
+    if (next === undefined) this.#running--
+    else next()
+  }
+}
+
+/** A new version where the user changed; the same one with its new end where only that did. */
+function update (connection: GuardedConnection, session: VerifiedSession): void {
+  const { context } = connection
+  const next = sessionContext(session, context.fallbackFrom)
+  if (!hasSameIdentity(context, next)) {
+    connection.route.hub.audit.identityChanged(connection)
+    closeConnection(connection, 'IdentityChanged')
+    return
+  }
+  const isChanged = JSON.stringify([context.user, context.permissions]) !== JSON.stringify([next.user, next.permissions])
+  replaceContext(connection, next, isChanged ? context.version + 1 : context.version)
+}
+
+/** Whether a message has to wait until the session was read again. */
+export function isStale ({ context, readAt, route: { sessionMaxAge } }: GuardedConnection): boolean {
+  return sessionMaxAge !== undefined && context.authType === 'session' && Date.now() - readAt > sessionMaxAge
+}
+
+/** Reads the session of a connection, and everything else of that session. Never rejects. */
+export async function readSession (connection: GuardedConnection): Promise<void> {
+  const { context, request, route: { hub } } = connection
+  if (context.authType !== 'session') return
+  connection.isReading = true
+  await hub.sessions?.read(request, context.sessionId)
+  connection.isReading = false
+  if (connection.isOpen) hub.lookAt(connection)
+}

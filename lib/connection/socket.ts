@@ -1,0 +1,127 @@
+/**
+ * The WebSocket that applications get: a subclass of the one that @fastify/websocket would have made. It stands under
+ * every listener, so that no handler, library or stream has to be changed to be guarded.
+ */
+import type { FastifyInstance } from 'fastify'
+import type { Socket as WebSocket } from '../request.js'
+import { authError } from '../errors.js'
+
+/** As `message` events carry it, by `binaryType`. */
+export type RawFrame = Buffer | ArrayBuffer | Buffer[]
+
+/** Who decides about a socket. A socket without an owner is one of a route with `auth: false`. */
+export interface SocketOwner {
+  /** A frame came; it is the owner's to deliver. */
+  receive (data: RawFrame, isBinary: boolean): void
+  /** A ping or a pong came. */
+  heard (): void
+  /** The application is attaching a listener for messages. */
+  listened (): void
+  /** The socket is closed. false: the event waits for `emitClose`. */
+  closed (code: number, reason: Buffer): boolean
+  /** Whether a frame of the application may leave. */
+  maySend (): boolean
+}
+
+/** As the options of a server have it. */
+type SocketClass = NonNullable<FastifyInstance['websocketServer']['options']['WebSocket']>
+
+const OWNER = Symbol('owner')
+
+/** What we use of the subclass beyond WebSocket. */
+export interface GuardedSocket extends WebSocket {
+  [OWNER]: SocketOwner | null
+  /** Hands a frame to the application's listeners. */
+  deliver (data: RawFrame, isBinary: boolean): void
+  /** Sends a frame of ours, whatever the owner says. */
+  sendControl (text: string): void
+  /** Stops reading, or reads again if the application does not want it stopped. */
+  holdBack (on: boolean): void
+  /** Emits the `close` that was held back. */
+  emitHeldClose (code: number, reason: Buffer): void
+}
+
+export function isGuarded (socket: WebSocket): socket is GuardedSocket {
+  return OWNER in socket
+}
+
+export function ownerOf (socket: WebSocket): SocketOwner | null {
+  return isGuarded(socket) ? socket[OWNER] : null
+}
+
+export function setOwner (socket: GuardedSocket, owner: SocketOwner): void {
+  socket[OWNER] = owner
+}
+
+/** Tells the owner of the next listener for messages, without a listener of ours staying behind. */
+export function awaitListener (socket: GuardedSocket): void {
+  if (!socket.listeners('newListener').includes(tellOwner)) socket.on('newListener', tellOwner)
+}
+
+function tellOwner (this: WebSocket, event: string | symbol): void {
+  if (event !== 'message') return
+  this.removeListener('newListener', tellOwner)
+  ownerOf(this)?.listened()
+}
+
+/** @param Base the class found in the server's options, whoever put it there */
+export function guardedClass (Base: SocketClass): SocketClass {
+  return class GuardedWebSocket extends Base implements GuardedSocket {
+    [OWNER]: SocketOwner | null = null
+    #isPausedByApplication = false
+    #isHeldBack = false
+
+    override emit (event: string | symbol, ...given: unknown[]): boolean {
+      const owner = this[OWNER]
+      if (owner === null) return super.emit(event, ...given)
+      if (event === 'message') {
+        // ws emits what it declares: the frame, and whether it is binary.
+        owner.receive(given[0] as RawFrame, given[1] as boolean)
+        return true
+      }
+      if (event === 'ping' || event === 'pong') owner.heard()
+      if (event === 'close' && !owner.closed(given[0] as number, given[1] as Buffer)) return true
+      return super.emit(event, ...given)
+    }
+
+    override send (data: Parameters<WebSocket['send']>[0], options?: SendOptions | SendCallback, callback?: SendCallback): void {
+      const owner = this[OWNER]
+      if (owner !== null && !owner.maySend()) {
+        const told = typeof options === 'function' ? options : callback
+        if (told !== undefined) process.nextTick(told, authError('FST_HYBRID_AUTH_EXPIRED_TOKEN'))
+      } else if (typeof options === 'object') super.send(data, options, callback)
+      else super.send(data, options ?? callback)
+    }
+
+    override pause (): void {
+      this.#isPausedByApplication = true
+      super.pause()
+    }
+
+    override resume (): void {
+      this.#isPausedByApplication = false
+      if (!this.#isHeldBack) super.resume()
+    }
+
+    deliver (data: RawFrame, isBinary: boolean): void {
+      super.emit('message', data, isBinary)
+    }
+
+    sendControl (text: string): void {
+      super.send(text)
+    }
+
+    holdBack (on: boolean): void {
+      this.#isHeldBack = on
+      if (on) super.pause()
+      else if (!this.#isPausedByApplication) super.resume()
+    }
+
+    emitHeldClose (code: number, reason: Buffer): void {
+      super.emit('close', code, reason)
+    }
+  }
+}
+
+type SendOptions = Exclude<Parameters<WebSocket['send']>[1], SendCallback | undefined>
+type SendCallback = (error?: Error) => void

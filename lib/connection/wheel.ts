@@ -1,0 +1,119 @@
+/**
+ * One timer for any number of things to look at. An item stands in at most one slot and knows where, so that moving and
+ * removing it cost the same whatever else is waiting.
+ */
+
+/** What stands in a wheel. */
+export interface Wheeled {
+  /** Where it stands, for the wheel to write. -1: nowhere. */
+  slot: number
+  position: number
+  /** Its time has come. It may schedule itself again. */
+  look (): void
+}
+
+const TICK = 50
+const SLOTS = 1024
+/** The furthest that an item waits before it is looked at again, in milliseconds: far below the 2^31 of a timer. */
+export const HORIZON = TICK * (SLOTS - 1)
+// Longer than this the loop is not kept from other work, however many items are due at once.
+const SLICE = 8
+
+export class Wheel {
+  readonly #slots: Wheeled[][] = Array.from({ length: SLOTS }, () => [])
+  /** The last tick whose slot was emptied. */
+  #emptied = tickOf(performance.now())
+  #armedFor = Infinity
+  #timer: NodeJS.Timeout | undefined
+  #isTurning = false
+  #size = 0
+
+  get size (): number {
+    return this.#size
+  }
+
+  /** Looks at the item after `ms`, never earlier, or after {@link HORIZON} if that is sooner. */
+  schedule (item: Wheeled, ms: number): void {
+    this.remove(item)
+    const now = performance.now()
+    if (this.#size === 0 && !this.#isTurning) this.#emptied = tickOf(now)
+    const tick = tickOf(now + Math.min(Math.max(ms, 0), HORIZON - TICK)) + 1
+    const slot = this.#slotOf(tick)
+    item.slot = tick % SLOTS
+    item.position = slot.push(item) - 1
+    this.#size++
+    this.#arm(tick)
+  }
+
+  remove (item: Wheeled): void {
+    if (item.slot === -1) return
+    const slot = this.#slotOf(item.slot)
+    const last = slot.pop()
+    if (last !== undefined && last !== item) {
+      slot[item.position] = last
+      last.position = item.position
+    }
+    item.slot = -1
+    this.#size--
+    if (this.#size === 0) this.#rest()
+  }
+
+  /** Nothing is waiting: no timer is left. */
+  #rest (): void {
+    clearTimeout(this.#timer)
+    this.#armedFor = Infinity
+  }
+
+  #slotOf (tick: number): Wheeled[] {
+    return this.#slots[tick % SLOTS] ?? []
+  }
+
+  #arm (tick: number): void {
+    if (tick >= this.#armedFor) return
+    clearTimeout(this.#timer)
+    this.#armedFor = tick
+    this.#timer = setTimeout(() => { this.#turn() }, Math.max(tick * TICK - performance.now(), 1))
+    this.#timer.unref()
+  }
+
+  #turn (): void {
+    this.#isTurning = true
+    const started = performance.now()
+    const current = tickOf(started)
+    // More than once round, every slot is due.
+    this.#emptied = Math.max(this.#emptied, current - SLOTS)
+    while (this.#emptied < current) {
+      const slot = this.#slotOf(this.#emptied + 1)
+      for (let item = slot.at(-1); item !== undefined; item = slot.at(-1)) {
+        this.remove(item)
+        item.look()
+        if (performance.now() - started > SLICE) {
+          // `setImmediate` lets sockets be served between two slices.
+          setImmediate(() => { this.#turn() })
+          return
+        }
+      }
+      this.#emptied++
+    }
+    this.#isTurning = false
+    this.#armNext(current)
+  }
+
+  #armNext (current: number): void {
+    this.#armedFor = Infinity
+    if (this.#size === 0) return
+    for (let tick = current + 1; tick <= current + SLOTS; tick++) {
+      if (this.#slotOf(tick).length > 0) {
+        this.#arm(tick)
+        return
+      }
+    }
+  }
+}
+
+/** The wheel of this process. */
+export const wheel = new Wheel()
+
+function tickOf (ms: number): number {
+  return Math.floor(ms / TICK)
+}

@@ -1,0 +1,47 @@
+/** What a request carries for us, under registered symbols: two copies of this library must read the same marks. */
+import type { IncomingMessage } from 'node:http'
+import type { Duplex } from 'node:stream'
+import type { FastifyRequest } from 'fastify'
+import type { WebsocketHandler } from '@fastify/websocket'
+import type { AuthContext } from '../types/context.js'
+
+export const CONTEXT = Symbol.for('fastify-hybrid-auth.context')
+const ADMISSION = Symbol.for('fastify-hybrid-auth.admission')
+
+interface CarriesContext { [CONTEXT]?: AuthContext | null }
+interface CarriesAdmission { [ADMISSION]?: Admission }
+
+export function contextOf (request: FastifyRequest): AuthContext | null {
+  return (request as FastifyRequest & CarriesContext)[CONTEXT] ?? null
+}
+
+export function setContext (request: FastifyRequest, context: AuthContext): void {
+  (request as FastifyRequest & CarriesContext)[CONTEXT] = context
+}
+
+/** The class that @fastify/websocket hands to handlers. */
+export type Socket = Parameters<WebsocketHandler>[0]
+
+/** What becomes of an upgrade that met its guard; null on a route that is open on purpose. */
+export type Admission = ((socket: Socket, net: Duplex, run: () => void) => void) | null
+
+export function admitUpgrade (raw: IncomingMessage, admission: Admission): void {
+  (raw as IncomingMessage & CarriesAdmission)[ADMISSION] = admission
+}
+
+/** undefined: this upgrade met no guard. */
+export function admissionOf (raw: IncomingMessage): Admission | undefined {
+  return (raw as IncomingMessage & CarriesAdmission)[ADMISSION]
+}
+
+/** What a request need not have: `injectWS` makes some without a network socket. */
+export interface Network {
+  readonly protocol?: string | undefined
+  readonly host?: string | undefined
+  readonly ip?: string | undefined
+  readonly socket?: { readonly remotePort?: number | undefined, readonly destroyed?: boolean | undefined } | undefined
+  /** Absent where @fastify/websocket is not registered. */
+  readonly ws?: boolean | undefined
+}
+
+export const networkOf = (request: FastifyRequest): Network => request
