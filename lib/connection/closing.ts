@@ -3,6 +3,7 @@ import type { Socket } from '../request.js'
 import { CLOSE, type CloseAction, type CloseName, type CloseReason } from '../protocol.js'
 import type { GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
+import { release } from './gate.js'
 import type { CloseBy, CloseDetails } from './hub.js'
 import { wheel } from './wheel.js'
 
@@ -33,6 +34,7 @@ export function closeConnection (connection: GuardedConnection, by: CloseBy, det
   connection.socket.holdBack(false)
   connection.socket.close(code, JSON.stringify({ code: reason, action, retryAfterMs: details.retryAfterMs ?? 0 } satisfies CloseReason))
   wheel.schedule(connection, CLOSE_GRACE)
+  if (connection.heldClose !== null) release(connection)
 }
 
 /**

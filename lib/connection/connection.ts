@@ -102,7 +102,7 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
 
   send (value: unknown): boolean {
     const text = JSON.stringify(value)
-    if (this.socket.readyState !== this.socket.OPEN || !this.maySend()) return false
+    if (!this.isOpen || isOver(this) || this.socket.readyState !== this.socket.OPEN) return false
     this.socket.send(text)
     return true
   }
@@ -152,7 +152,7 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
     return finish(this, code, reason)
   }
 
-  maySend (): boolean {
-    return this.isOpen && !isOver(this)
+  closeIfOver (): void {
+    isOver(this)
   }
 }

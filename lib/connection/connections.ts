@@ -14,7 +14,7 @@ import { GuardedConnection, type HeldFrame } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
 import { flush } from './gate.js'
 import type { Hub, RouteSettings, Verifiers } from './hub.js'
-import { lookAt, schedule } from './lifecycle.js'
+import { isOver, lookAt, schedule } from './lifecycle.js'
 import { ReusableMessage } from './message.js'
 import { PendingSocket } from './pending.js'
 import { Registry } from './registry.js'
@@ -46,7 +46,7 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     return
   }
   if (context !== null) {
-    if (begin(socket, request, route, context, []).maySend()) run()
+    if (isLive(begin(socket, request, route, context, []))) run()
     return
   }
   setOwner(socket, new PendingSocket(socket, net, request, route, (authenticated, held) => {
@@ -54,7 +54,7 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     const connection = begin(socket, request, route, authenticated, held)
     connection.speaks = true
     schedule(connection)
-    if (!connection.maySend()) return
+    if (!isLive(connection)) return
     sendFrame(socket, {
       type: 'auth_success',
       user: { id: authenticated.userId },
@@ -78,6 +78,11 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
   awaitListener(socket)
   schedule(connection)
   return connection
+}
+
+/** The credential may have ended between its verification and now. */
+function isLive (connection: GuardedConnection): boolean {
+  return connection.isOpen && !isOver(connection)
 }
 
 /** What `app.hybridAuth` offers of the connections of this process. */

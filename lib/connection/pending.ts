@@ -71,9 +71,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
     return true
   }
 
-  maySend (): boolean {
-    return false
-  }
+  closeIfOver (): void {}
 
   fail (name: CloseName, code?: Refusal): void {
     if (!this.#isPending) return

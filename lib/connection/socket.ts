@@ -4,7 +4,6 @@
  */
 import type { FastifyInstance } from 'fastify'
 import type { Socket as WebSocket } from '../request.js'
-import { authError } from '../errors.js'
 
 /** As `message` events carry it, by `binaryType`. */
 export type RawFrame = Buffer | ArrayBuffer | Buffer[]
@@ -19,8 +18,8 @@ export interface SocketOwner {
   listened (): void
   /** The socket is closed. false: the event waits for `emitClose`. */
   closed (code: number, reason: Buffer): boolean
-  /** Whether a frame of the application may leave. */
-  maySend (): boolean
+  /** A frame of the application is about to leave. */
+  closeIfOver (): void
 }
 
 /** As the options of a server have it. */
@@ -85,11 +84,9 @@ export function guardedClass (Base: SocketClass): SocketClass {
     }
 
     override send (data: Parameters<WebSocket['send']>[0], options?: SendOptions | SendCallback, callback?: SendCallback): void {
-      const owner = this[OWNER]
-      if (owner !== null && !owner.maySend()) {
-        const told = typeof options === 'function' ? options : callback
-        if (told !== undefined) process.nextTick(told, authError('FST_HYBRID_AUTH_EXPIRED_TOKEN'))
-      } else if (typeof options === 'object') super.send(data, options, callback)
+      // Past its end the owner closes the socket here, and ws says to the sender what it says of a closed one.
+      this[OWNER]?.closeIfOver()
+      if (typeof options === 'object') super.send(data, options, callback)
       else super.send(data, options ?? callback)
     }
 
