@@ -21,7 +21,11 @@ export interface Connection {
   can (permission: string): boolean
   /** Sends a value as a JSON text frame. false: the socket is not open, and nothing was sent. @throws TypeError on what JSON cannot hold */
   send (value: unknown): boolean
-  /** Closes by a name of the table, or by a code from 3000 to 4999. @default 'Revoked' */
+  /**
+   * Closes by a name of the table, or by a code from 3000 to 4999.
+   * @default 'Revoked'
+   * @throws FST_HYBRID_AUTH_INVALID_OPTION on what a close frame cannot carry
+   */
   close (code?: CloseName | number, reason?: string): void
   on<E extends keyof ConnectionEvents> (event: E, listener: (...args: ConnectionEvents[E]) => void): this
   off<E extends keyof ConnectionEvents> (event: E, listener: (...args: ConnectionEvents[E]) => void): this
@@ -41,7 +45,7 @@ export interface ConnectionFilter {
 export interface DisconnectOptions {
   /** A name of the close-code table, or a code from 3000 to 4999. @default 'Revoked' */
   code?: CloseName | number | undefined
-  /** Replaces the `code` of the close reason; 1 to 40 characters. @default the table's */
+  /** Replaces the `code` of the close reason: 1 to 40 letters, digits, spaces and any of `_.:-`. @default the table's */
   reason?: string | undefined
 }
 

@@ -1,5 +1,6 @@
 /** Every way a guarded socket ends. */
 import type { Socket } from '../request.js'
+import { invalidOption } from '../errors.js'
 import { CLOSE, type CloseAction, type CloseName, type CloseReason } from '../protocol.js'
 import type { GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
@@ -9,6 +10,8 @@ import { wheel } from './wheel.js'
 
 /** How long a peer has to answer a close, in milliseconds; ws alone would wait 30 s. */
 const CLOSE_GRACE = 3000
+/** What needs no escape in JSON, and leaves room in the 123 bytes. */
+const REASON = /^[\w .:-]{1,40}$/
 
 export type CloseCodes = Partial<Record<CloseName, number | undefined>>
 
@@ -64,6 +67,16 @@ export function closeSocket (socket: Socket, name: CloseName, codes: CloseCodes,
   socket.on('error', () => { socket.terminate() })
   socket.on('close', () => { wheel.remove(waiting) })
   socket.close(code, JSON.stringify({ code: reason, action, retryAfterMs: details.retryAfterMs ?? 0 } satisfies CloseReason))
+}
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION on what a close frame cannot carry (RFC 6455 §7.4.2) */
+export function checkClose (code: unknown, reason: unknown): void {
+  const isName = typeof code === 'string' && Object.hasOwn(CLOSE, code)
+  const isCode = typeof code === 'number' && Number.isInteger(code) && ((code >= 3000 && code <= 4999) || code === CLOSE.Draining.code)
+  if (!isName && !isCode) throw invalidOption('code', 'must be a name of the close-code table, or a code from 3000 to 4999')
+  if (reason !== undefined && !(typeof reason === 'string' && REASON.test(reason))) {
+    throw invalidOption('reason', 'must be 1 to 40 letters, digits, spaces and any of _.:-')
+  }
 }
 
 function resolveClose (by: CloseBy, codes: CloseCodes, reason: string | undefined): Close {

@@ -5,7 +5,7 @@ import type { FastifyRequest } from 'fastify'
 import type { AuthContext } from '../../types/context.js'
 import type { Connection, ConnectionEvents } from '../../types/connection.js'
 import { SUBPROTOCOL, type CloseName } from '../protocol.js'
-import { closeConnection, finish } from './closing.js'
+import { checkClose, closeConnection, finish } from './closing.js'
 import { flush, receive } from './gate.js'
 import type { RouteSettings } from './hub.js'
 import { isOver, look } from './lifecycle.js'
@@ -108,6 +108,7 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   }
 
   close (code: CloseName | number = 'Revoked', reason?: string): void {
+    checkClose(code, reason)
     closeConnection(this, code, reason === undefined ? {} : { reason })
   }
 

@@ -3,13 +3,11 @@ import type { Duplex } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
 import type { Connection, ConnectionFilter, DisconnectOptions } from '../../types/connection.js'
 import type { AuthContext } from '../../types/context.js'
-import { invalidOption } from '../errors.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions, ParsedRouteRule } from '../options.js'
 import type { RequirementCheck } from '../policy/requirements.js'
-import { CLOSE } from '../protocol.js'
 import { setContext, type Socket } from '../request.js'
-import { closeConnection } from './closing.js'
+import { checkClose, closeConnection } from './closing.js'
 import { GuardedConnection, type HeldFrame } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
 import { flush } from './gate.js'
@@ -20,8 +18,6 @@ import { PendingSocket } from './pending.js'
 import { Registry } from './registry.js'
 import { SessionWatch } from './sessions.js'
 import { awaitListener, isGuarded, ownerOf, setOwner, type GuardedSocket } from './socket.js'
-
-const MAX_REASON = 40
 
 export function createHub (options: ParsedOptions, verifiers: Verifiers, audit: Auditor, report: Hub['report']): Hub {
   const registry = new Registry()
@@ -101,15 +97,5 @@ export function createConnectionApi ({ registry }: Hub) {
       for (const connection of found) closeConnection(connection, code, reason === undefined ? {} : { reason })
       return { matched: found.length }
     }
-  }
-}
-
-/** @throws FST_HYBRID_AUTH_INVALID_OPTION on what a close frame cannot carry (RFC 6455 §7.4.2) */
-export function checkClose (code: unknown, reason: unknown): void {
-  const isName = typeof code === 'string' && Object.hasOwn(CLOSE, code)
-  const isCode = typeof code === 'number' && Number.isInteger(code) && ((code >= 3000 && code <= 4999) || code === CLOSE.Draining.code)
-  if (!isName && !isCode) throw invalidOption('code', 'must be a name of the close-code table, or a code from 3000 to 4999')
-  if (reason !== undefined && !(typeof reason === 'string' && reason.length > 0 && Buffer.byteLength(reason) <= MAX_REASON)) {
-    throw invalidOption('reason', `must be a text of 1 to ${MAX_REASON} bytes`)
   }
 }

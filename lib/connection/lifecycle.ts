@@ -113,12 +113,13 @@ function isIdle (connection: GuardedConnection, now: number): boolean {
 function isDead (connection: GuardedConnection, now: number): boolean {
   const { heartbeat } = connection.route.hub.settings
   if (heartbeat === false || !isDue(connection.pingAt, now)) return false
-  if (connection.isPinged && !connection.isAlive) {
+  // What is not read cannot be heard: a socket that we or the application hold back is not a dead one.
+  if (connection.isPinged && !connection.isAlive && !connection.socket.isPaused) {
     connection.socket.terminate()
     return true
   }
   connection.isPinged = !connection.isPinged
-  connection.pingAt = now + (connection.isPinged ? heartbeat.timeout : heartbeat.interval)
+  connection.pingAt = now + (connection.isPinged ? heartbeat.timeout : Math.max(heartbeat.interval - heartbeat.timeout, 0))
   if (connection.isPinged) {
     connection.isAlive = false
     connection.socket.ping()
