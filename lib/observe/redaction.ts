@@ -6,6 +6,9 @@ import type { ParsedOptions } from '../options.js'
 
 const SERIALIZERS = Symbol.for('pino.serializers')
 const CANARY = 'canary'
+const WORD = /^\w{1,64}$/
+/** A line of a stack: a function, and a place in a file. */
+const FRAME = /^ {4}at [^\n]*:\d+:\d+\)?$/
 
 /** A URL without the values of its `token` parameters, however their name is spelled. */
 export function withoutToken (url: string): string {
@@ -86,9 +89,15 @@ export function logFault (log: FastifyBaseLogger, where: string, error: unknown)
 
 function describe (error: unknown) {
   if (!(error instanceof Error)) return { thrown: typeof error }
-  const code = 'code' in error && (typeof error.code === 'string' || typeof error.code === 'number') ? { code: error.code } : {}
-  const frames = (error.stack ?? '').split('\n').filter(line => line.startsWith('    at '))
-  return { name: error.name, ...code, frames }
+  const { name, message, stack = '' } = error
+  const code = 'code' in error && isCode(error.code) ? { code: error.code } : {}
+  // The stack begins with the message, which may hold lines that look like frames.
+  const frames = stack.slice(stack.indexOf(message) + message.length).split('\n').filter(line => FRAME.test(line))
+  return { name: WORD.test(name) ? name : 'Error', ...code, frames }
+}
+
+function isCode (code: unknown): code is string | number {
+  return typeof code === 'number' || (typeof code === 'string' && WORD.test(code))
 }
 
 /** As an `onRequest` hook: Fastify writes the URL of a route that does not exist into the log, and into the answer. */

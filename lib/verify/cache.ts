@@ -10,7 +10,7 @@ export class GenerationCache<V> {
   #youngBytes = 0
 
   constructor (maxEntries: number, maxBytes: number) {
-    this.#maxEntries = maxEntries / 2
+    this.#maxEntries = Math.floor(maxEntries / 2)
     this.#maxBytes = maxBytes / 2
   }
 
@@ -28,6 +28,7 @@ export class GenerationCache<V> {
   /** Keys are counted as two bytes a character, values as no more than their key: claims are the key's own payload. */
   set (key: string, value: V): void {
     const bytes = key.length * 4
+    if (bytes > this.#maxBytes) return
     if (this.#young.size >= this.#maxEntries || this.#youngBytes + bytes > this.#maxBytes) {
       this.#old = this.#young
       this.#young = new Map()

@@ -24,7 +24,7 @@ export function createKeyring (key: JwtOptions['key'], algorithms: readonly Algo
 }
 
 function isKeyMap (key: Exclude<JwtOptions['key'], KeyFunction>): key is Readonly<Record<string, KeyMaterial | PinnedKey>> {
-  return typeof key === 'object' && !Buffer.isBuffer(key) && !(key instanceof KeyObject) && !isPinned(key)
+  return typeof key === 'object' && !Array.isArray(key) && !Buffer.isBuffer(key) && !(key instanceof KeyObject) && !isPinned(key)
 }
 
 function fromMap (keys: Readonly<Record<string, KeyMaterial | PinnedKey>>, algorithms: readonly Algorithm[]): Keyring {

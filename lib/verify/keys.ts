@@ -28,6 +28,7 @@ const MIN_RSA_BITS = 2048
  */
 export function importKey (given: KeyMaterial | PinnedKey, algorithms: readonly Algorithm[], every: boolean): VerifierKey {
   const [material, wanted] = isPinned(given) ? [given.key, [given.algorithm]] : [given, algorithms]
+  if (isPinned(given) && Object.keys(given).length > 2) throw new KeyRefused('has members beside key and algorithm')
   if (isPinned(given) && !algorithms.includes(given.algorithm)) throw new KeyRefused('its algorithm is not one of algorithms')
   const key = parse(material, wanted)
   const reasons: string[] = []
@@ -71,7 +72,8 @@ function publicKey (material: string | Buffer | KeyObject): KeyObject {
 
 /** A public key taken for a secret is a secret that everybody knows. */
 function checkSecret (secret: Buffer): KeyObject {
-  const text = secret.toString('latin1').trim()
+  // Trimming takes a byte order mark along.
+  const text = secret.toString('utf8').trim()
   if (text.includes('-----BEGIN ')) throw new KeyRefused('looks like PEM, which is no secret for HMAC')
   if (isJsonObject(text)) throw new KeyRefused('looks like a JWK, which is no secret for HMAC')
   if (isDer(secret) || isDer(Buffer.from(text, 'base64'))) throw new KeyRefused('looks like DER, which is no secret for HMAC')

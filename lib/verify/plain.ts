@@ -4,7 +4,8 @@ export type Plain = string | number | boolean | null | readonly Plain[] | PlainO
 export interface PlainObject { readonly [key: string]: Plain }
 
 const MAX_DEPTH = 64
-const POISONED = new Set(['__proto__', 'constructor', 'prototype'])
+/** Names that mean something else than a member. */
+export const POISONED: ReadonlySet<string> = new Set(['__proto__', 'constructor', 'prototype'])
 
 /**
  * A frozen deep copy of what JSON would keep of `value`: own enumerable members only, `toJSON` honoured.

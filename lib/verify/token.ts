@@ -1,6 +1,7 @@
 /** The checks of a token that need no key (RFC 7515 §5.2): size, alphabet, canonical form, header. */
 import { isUtf8 } from 'node:buffer'
 import type { Algorithm, JoseHeader } from '../../types/options.js'
+import { POISONED } from './plain.js'
 
 /** A token whose form is right. Its signature is not verified yet. */
 export interface WellFormed {
@@ -45,7 +46,7 @@ export function createFormCheck (algorithms: readonly Algorithm[], maxTokenLengt
     const { alg, kid, typ } = header
     const listed = algorithms.find(name => name === alg)
     if (listed === undefined) return null
-    if (kid !== undefined && !(typeof kid === 'string' && KID.test(kid) && !kid.includes('..'))) return null
+    if (kid !== undefined && !isKid(kid)) return null
     if (typ !== undefined && typeof typ !== 'string') return null
     return Object.freeze({ alg: listed, ...(kid !== undefined && { kid }), ...(typ !== undefined && { typ }) })
   }
@@ -57,6 +58,11 @@ export function createFormCheck (algorithms: readonly Algorithm[], maxTokenLengt
   }
 
   return { checkForm, remember }
+}
+
+/** Nothing that would mean something else to who looks it up in an object, or puts it into a path. */
+function isKid (kid: unknown): kid is string {
+  return typeof kid === 'string' && KID.test(kid) && !kid.includes('..') && !POISONED.has(kid)
 }
 
 function isCanonical (token: string, start: number, end: number): boolean {
