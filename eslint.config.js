@@ -18,6 +18,8 @@ export default [
     }
   },
   { rules: { '@stylistic/object-property-newline': 'off' } },
+  // A type test names methods without calling them.
+  { files: ['**/*.tst.ts'], rules: { '@typescript-eslint/unbound-method': 'off' } },
   {
     files: ['test/**/*.ts'],
     rules: {
