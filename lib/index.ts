@@ -9,7 +9,7 @@ import { createGuards } from './handshake/guard.js'
 import { guardRoutes } from './handshake/routes.js'
 import { installSeam } from './handshake/seam.js'
 import { createAuditor } from './observe/audit.js'
-import { checkLogger, logFault, redactNotFound } from './observe/redaction.js'
+import { checkLogger, createIdentityWarning, logFault, redactNotFound } from './observe/redaction.js'
 import { parseOptions, parseRule } from './options.js'
 import { CONTEXT, contextOf } from './request.js'
 import { createChain, type FaultReporter } from './verify/chain.js'
@@ -19,7 +19,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   checkLogger(app.log, options.credentials)
 
   const audit = createAuditor(options.audit)
-  const chain = await createChain(options, report)
+  const chain = await createChain(options, report, createIdentityWarning(app.log))
   const hub = createHub(options, chain, audit, report)
   const createGuard = createGuards(options, { chain, hub, audit, report })
 

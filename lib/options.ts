@@ -10,7 +10,7 @@ import { CLOSE, type CloseName } from './protocol.js'
 const ALGORITHMS = [
   'HS256', 'HS384', 'HS512', 'RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'ES512', 'EdDSA'
 ] as const satisfies readonly Algorithm[]
-const AUTH_TYPES = ['jwt', 'session', 'oauth2'] as const satisfies readonly AuthType[]
+const AUTH_TYPES = ['jwt', 'session'] as const satisfies readonly AuthType[]
 
 /** RS and PS are the two schemes of one kind of key. */
 const family = (algorithm: Algorithm) => algorithm.slice(0, 2).replace('PS', 'RS')
@@ -185,8 +185,13 @@ export function parseRouteAuth (given: RouteAuth, isSocket: boolean): ParsedRout
 function parse<Schema extends v.GenericSchema> (schema: Schema, given: unknown, under: string): v.InferOutput<Schema> {
   const result = v.safeParse(schema, given)
   if (result.success) return result.output
-  const [issue] = result.issues
+  // A name that is mistyped explains the one that is missing.
+  const issue = result.issues.find(isUnknownName) ?? result.issues[0]
   const path = [under, v.getDotPath(issue) ?? ''].filter(part => part !== '').join('.')
-  const unknown = issue.type === 'strict_object' && issue.expected === 'never'
-  throw invalidOption(path === '' ? 'options' : path, unknown ? 'is not an option' : issue.message)
+  const isMissing = issue.type === 'strict_object' && issue.received === 'undefined'
+  throw invalidOption(path === '' ? 'options' : path, isUnknownName(issue) ? 'is not an option' : isMissing ? 'is required' : issue.message)
+}
+
+function isUnknownName ({ type, expected }: v.BaseIssue<unknown>): boolean {
+  return type === 'strict_object' && expected === 'never'
 }

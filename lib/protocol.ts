@@ -59,7 +59,7 @@ export type ClientFrame = AuthFrame | AuthUpdateFrame
 export interface AuthSuccessFrame {
   readonly type: 'auth_success'
   readonly user: { readonly id: string }
-  readonly authType: 'jwt' | 'session' | 'oauth2'
+  readonly authType: 'jwt' | 'session'
   readonly connectionId: string
   readonly expiresIn: number | null
 }

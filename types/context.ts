@@ -20,10 +20,10 @@ export type Identity = AuthUser & {
 }
 
 /** Where the credential came from. */
-export type Via = 'header' | 'subprotocol' | 'ticket' | 'query' | 'cookie' | 'message'
+export type Via = 'header' | 'subprotocol' | 'query' | 'cookie' | 'message'
 
 /** How the connection was authenticated: the tag of {@link AuthContext}. */
-export type AuthType = 'jwt' | 'session' | 'oauth2'
+export type AuthType = 'jwt' | 'session'
 
 /** The verified claims set (RFC 7519 §4), frozen, without `__proto__`, `constructor` and `prototype` at any depth. */
 export interface Claims {
@@ -53,8 +53,6 @@ interface ContextBase {
   readonly expiresAt: number | null
   /** 1 at the handshake, higher each time the connection's context is replaced. */
   readonly version: number
-  /** The code of the bearer that was refused before the session was accepted; absent where none was. */
-  readonly fallbackFrom?: AuthErrorCode
 }
 
 export interface JwtContext extends ContextBase {
@@ -64,16 +62,12 @@ export interface JwtContext extends ContextBase {
   readonly tokenId: string
 }
 
-export interface OAuth2Context extends ContextBase {
-  readonly authType: 'oauth2'
-  readonly claims: Claims
-  readonly tokenId: string
-}
-
 export interface SessionContext extends ContextBase {
   readonly authType: 'session'
   readonly sessionId: string
+  /** The code of the bearer that was refused before the session was accepted; absent where none was. */
+  readonly fallbackFrom?: AuthErrorCode
 }
 
 /** Who is on the other side. Frozen plain data; `authType` tells which member of the union it is. */
-export type AuthContext = JwtContext | OAuth2Context | SessionContext
+export type AuthContext = JwtContext | SessionContext

@@ -10,7 +10,7 @@ export type Algorithm =
   | 'ES256' | 'ES384' | 'ES512'
   | 'EdDSA'
 
-/** A secret (HS), or a public key or certificate as PEM text or KeyObject. */
+/** A secret (HS), or a public key or certificate as PEM or KeyObject; never a private key. */
 export type KeyMaterial = string | Buffer | KeyObject
 
 /** A key that serves one algorithm only, where more than one of `algorithms` would fit it (RFC 8725 §3.1). */

@@ -62,7 +62,7 @@ export function finish (connection: GuardedConnection, code: number, reason: Buf
 /** Closes a socket that never became a connection. */
 export function closeSocket (socket: Socket, name: CloseName, codes: CloseCodes, details: CloseDetails = {}): void {
   const { code, reason, action } = resolveClose(name, codes, details.reason)
-  const waiting = { slot: -1, position: 0, look: () => { socket.terminate() } }
+  const waiting = { due: -1, position: 0, look: () => { socket.terminate() } }
   wheel.schedule(waiting, CLOSE_GRACE)
   socket.on('error', () => { socket.terminate() })
   socket.on('close', () => { wheel.remove(waiting) })

@@ -36,8 +36,8 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   /** Something came since the last ping. */
   isAlive = true
   isPinged = false
-  /** The application has attached a listener, and the frames held until then are delivered. */
-  isListening = false
+  /** Nobody listened in time: frames are not held for the application any more. */
+  isGivenUp = false
   /** A verdict is being waited for. */
   isJudging = false
   /** `token_refresh_required` is out. */
@@ -68,7 +68,7 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   /** The peer's close, where it came behind frames that are held. */
   heldClose: { readonly code: number, readonly reason: Buffer } | null = null
 
-  slot = -1
+  due = -1
   position = 0
   nextOfUser: GuardedConnection | null = null
   previousOfUser: GuardedConnection | null = null
@@ -84,8 +84,8 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
     this.route = route
     this.context = context
     const { protocol } = socket
-    this.speaks = protocol === SUBPROTOCOL || (protocol === '' && route.control === true)
     this.readsControl = route.control !== false && (protocol === '' || protocol === SUBPROTOCOL)
+    this.speaks = this.readsControl && (protocol === SUBPROTOCOL || route.control === true)
     this.startedAt = Date.now()
     this.lastMessageAt = this.startedAt
     this.readAt = this.startedAt
@@ -145,6 +145,7 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   }
 
   listened (): void {
+    this.isGivenUp = false
     // The listener is attached after this returns, and the code behind it may attach more.
     process.nextTick(flush, this)
   }

@@ -6,11 +6,12 @@ import type { AuthContext } from '../../types/context.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions, ParsedRouteRule } from '../options.js'
 import type { RequirementCheck } from '../policy/requirements.js'
+import { SUBPROTOCOL } from '../protocol.js'
 import { setContext, type Socket } from '../request.js'
-import { checkClose, closeConnection } from './closing.js'
+import { checkClose, closeConnection, closeSocket } from './closing.js'
 import { GuardedConnection, type HeldFrame } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
-import { flush } from './gate.js'
+import { flush, holdEarly } from './gate.js'
 import type { Hub, RouteSettings, Verifiers } from './hub.js'
 import { isOver, lookAt, schedule } from './lifecycle.js'
 import { ReusableMessage } from './message.js'
@@ -45,19 +46,28 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     if (isLive(begin(socket, request, route, context, []))) run()
     return
   }
+  const { hub } = route
+  if (hub.pending.size >= hub.settings.limits.pending) {
+    closeSocket(socket, 'Unavailable', hub.settings.closeCodes)
+    return
+  }
   setOwner(socket, new PendingSocket(socket, net, request, route, (authenticated, held) => {
     setContext(request, authenticated)
+    hub.audit.authenticated(request, authenticated)
     const connection = begin(socket, request, route, authenticated, held)
-    connection.speaks = true
+    const { protocol } = socket
+    connection.speaks = connection.readsControl
     schedule(connection)
     if (!isLive(connection)) return
-    sendFrame(socket, {
-      type: 'auth_success',
-      user: { id: authenticated.userId },
-      authType: authenticated.authType,
-      connectionId: connection.id,
-      expiresIn: secondsUntil(authenticated.expiresAt)
-    })
+    if (protocol === '' || protocol === SUBPROTOCOL) {
+      sendFrame(socket, {
+        type: 'auth_success',
+        user: { id: authenticated.userId },
+        authType: authenticated.authType,
+        connectionId: connection.id,
+        expiresIn: secondsUntil(authenticated.expiresAt)
+      })
+    }
     run()
     flush(connection)
   }))
@@ -67,12 +77,12 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
   const { hub } = route
   const connection = new GuardedConnection(socket, request, route, context)
   setOwner(socket, connection)
-  if (held.length > 0) connection.held = held
   const { heartbeat } = hub.settings
   if (heartbeat !== false) connection.pingAt = connection.startedAt + heartbeat.interval
   hub.registry.add(connection)
   awaitListener(socket)
   schedule(connection)
+  holdEarly(connection, held)
   return connection
 }
 

@@ -29,7 +29,7 @@ export function sendFrame (socket: GuardedSocket, frame: ServerFrame): void {
 
 /** Seconds that are left, for the wire: a duration means the same on every clock. */
 export function secondsUntil (time: number | null): number | null {
-  return time === null ? null : Math.max(0, Math.floor((time - Date.now()) / 1000))
+  return time === null ? null : Math.max(0, Math.ceil((time - Date.now()) / 1000))
 }
 
 function skipSpace (data: Buffer, from: number): number {

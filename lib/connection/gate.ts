@@ -5,7 +5,7 @@
 import { settleWithin } from '../deadline.js'
 import { adopt, attempt, type Maybe } from '../maybe.js'
 import { closeConnection, finish } from './closing.js'
-import type { GuardedConnection } from './connection.js'
+import type { GuardedConnection, HeldFrame } from './connection.js'
 import { controlType, sendFrame } from './control.js'
 import { isOver } from './lifecycle.js'
 import { byteLengthOf, ReusableMessage } from './message.js'
@@ -21,7 +21,7 @@ export function receive (connection: GuardedConnection, data: RawFrame, isBinary
   if (!connection.isOpen || isOver(connection)) return
   if (!isBinary && connection.readsControl && isOurs(connection, data)) return
   connection.lastMessageAt = Date.now()
-  if (connection.isListening && connection.held === null && !connection.isJudging) judge(connection, data, isBinary)
+  if (isListening(connection) && connection.held === null && !connection.isJudging) judge(connection, data, isBinary)
   else hold(connection, data, isBinary)
 }
 
@@ -33,28 +33,42 @@ function isOurs (connection: GuardedConnection, data: RawFrame): boolean {
   return true
 }
 
+/** A handler that was given its time and never listened gets what it would without us: frames that nobody hears. */
+function isListening ({ socket, isGivenUp }: GuardedConnection): boolean {
+  return isGivenUp || socket.listenerCount('message') > 0
+}
+
 function hold (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
   connection.held ??= []
   connection.held.push({ data, isBinary })
   connection.heldBytes += byteLengthOf(data)
-  if (!connection.isListening && connection.heldSince === 0) {
-    connection.heldSince = Date.now()
-    connection.route.hub.lookAt(connection)
-  }
+  if (!isListening(connection)) awaitHandler(connection)
   if (connection.held.length >= MAX_HELD_FRAMES || connection.heldBytes >= MAX_HELD_BYTES) connection.socket.holdBack(true)
+}
+
+/** Takes over frames that came before there was a connection. */
+export function holdEarly (connection: GuardedConnection, frames: readonly HeldFrame[]): void {
+  for (const { data, isBinary } of frames) hold(connection, data, isBinary)
+}
+
+function awaitHandler (connection: GuardedConnection): void {
+  awaitListener(connection.socket)
+  if (connection.heldSince !== 0) return
+  connection.heldSince = Date.now()
+  connection.route.hub.lookAt(connection)
 }
 
 /** Judges what is held, in order, until a verdict has to be waited for or nobody listens. */
 export function flush (connection: GuardedConnection): void {
-  const { socket } = connection
-  connection.isListening = connection.isListening || socket.listenerCount('message') > 0
   while (connection.held !== null && !connection.isJudging) {
-    if (socket.listenerCount('message') === 0) {
-      connection.isListening = false
-      awaitListener(socket)
+    const { held } = connection
+    if (!isListening(connection)) {
+      if (held.length === 0) break
+      awaitHandler(connection)
       return
     }
-    const frame = connection.held.shift()
+    connection.heldSince = 0
+    const frame = held.shift()
     if (frame === undefined) break
     connection.heldBytes -= byteLengthOf(frame.data)
     judge(connection, frame.data, frame.isBinary)
@@ -131,6 +145,7 @@ function settle (connection: GuardedConnection, verdict: unknown, data: RawFrame
 }
 
 function fault (connection: GuardedConnection, error: unknown): false {
-  connection.route.hub.report(connection.request, 'authorize', error)
+  // What `message.json()` throws is the client's doing, who could fill the log with it.
+  if (!(error instanceof SyntaxError)) connection.route.hub.report(connection.request, 'authorize', error)
   return false
 }

@@ -48,18 +48,21 @@ export function look (connection: GuardedConnection): void {
     return
   }
   const now = Date.now()
+  forgetFuture(connection, now)
   if (isOver(connection) || isIdle(connection, now) || isDead(connection, now)) return
   if (isDue(connection.refreshAt, now)) askToRefresh(connection, now)
   if (isDue(nextReading(connection), now)) readSession(connection).catch(() => {})
-  if (!connection.isListening && connection.heldSince !== 0 && now >= connection.heldSince + MAX_HELD_TIME) discard(connection)
+  if (isDue(nextRelease(connection), now)) discard(connection)
   lookAt(connection)
 }
 
+/** One that is closed already waits for its peer, and stays where it is. */
 export function lookAt (connection: GuardedConnection): void {
-  const { endsAt, refreshAt, pingAt, heldSince, lastMessageAt, route: { hub: { settings } } } = connection
+  if (!connection.isOpen) return
+  const { endsAt, refreshAt, pingAt, lastMessageAt, route: { hub: { settings } } } = connection
   const times = [
     endsAt, refreshAt, pingAt, nextReading(connection),
-    heldSince === 0 || connection.isListening ? 0 : heldSince + MAX_HELD_TIME,
+    nextRelease(connection),
     settings.idleTimeout === undefined ? 0 : lastMessageAt + settings.idleTimeout
   ]
   const next = times.reduce((soonest, time) => time !== 0 && time < soonest ? time : soonest, Infinity)
@@ -102,6 +105,21 @@ function nextReading ({ context, readAt, isReading, route: { hub: { sessions } }
   return beforeEnd > readAt ? Math.min(routine, beforeEnd) : routine
 }
 
+/** 0: nothing waits for a listener. */
+function nextRelease ({ heldSince }: GuardedConnection): number {
+  return heldSince === 0 ? 0 : heldSince + MAX_HELD_TIME
+}
+
+/** After the clock was set back, what happened lies ahead: as far as anybody can tell, it happened now. */
+function forgetFuture (connection: GuardedConnection, now: number): void {
+  const { heartbeat } = connection.route.hub.settings
+  if (heartbeat !== false) connection.pingAt = Math.min(connection.pingAt, now + heartbeat.interval)
+  connection.lastMessageAt = Math.min(connection.lastMessageAt, now)
+  connection.readAt = Math.min(connection.readAt, now)
+  connection.readWellAt = Math.min(connection.readWellAt, now)
+  connection.heldSince = Math.min(connection.heldSince, now)
+}
+
 function isIdle (connection: GuardedConnection, now: number): boolean {
   const { idleTimeout } = connection.route.hub.settings
   if (idleTimeout === undefined || now < connection.lastMessageAt + idleTimeout) return false
@@ -130,7 +148,7 @@ function isDead (connection: GuardedConnection, now: number): boolean {
 /** The handler never listened: it is a socket that only sends, and what came is dropped as without us. */
 function discard (connection: GuardedConnection): void {
   connection.request.log.warn({ frames: connection.held?.length }, 'dropped frames that no listener was attached for')
-  connection.isListening = true
+  connection.isGivenUp = true
   release(connection)
 }
 

@@ -24,7 +24,7 @@ const MAX_FRAMES = 32
 export type OnAuthenticated = (context: AuthContext, held: HeldFrame[]) => void
 
 export class PendingSocket implements SocketOwner, Wheeled {
-  slot = -1
+  due = -1
   position = 0
   readonly #socket: GuardedSocket
   readonly #stopCounting: () => void
@@ -78,6 +78,8 @@ export class PendingSocket implements SocketOwner, Wheeled {
     this.#leave()
     this.#route.hub.audit.refused(this.#request, code ?? 'FST_HYBRID_AUTH_MISSING_CREDENTIALS')
     closeSocket(this.#socket, name, this.#route.hub.settings.closeCodes)
+    // Who does not keep to the bounds is not read any further, not even for an answer to the close.
+    if (name === 'ProtocolError') this.#socket.pause()
   }
 
   #mayHold (bytes: number): boolean {

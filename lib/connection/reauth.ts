@@ -22,7 +22,7 @@ const MAX_FRAME = 65_536 + 1024
 export function reauthenticate (connection: GuardedConnection, data: Buffer): void {
   const { request, route: { hub } } = connection
   const turn = ++connection.refreshesBegun
-  connection.speaks = connection.speaks || connection.socket.protocol === ''
+  connection.speaks = true
   const frame = data.length > MAX_FRAME || connection.refreshesInFlight >= MAX_IN_FLIGHT ? null : parseClientFrame(data.toString('utf8'))
   connection.refreshesInFlight++
   const outcome = frame === null ? INVALID : hub.verifiers.verifyToken(request, frame.token)
@@ -43,9 +43,10 @@ function apply (connection: GuardedConnection, next: AuthContext, turn: number):
   }
   connection.refreshApplied = turn
   connection.failedRefreshes = 0
-  replaceContext(connection, next, connection.context.version + 1)
-  hub.audit.refreshed(connection)
-  sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) })
+  replaceContext(connection, next, connection.context.version + 1, () => {
+    hub.audit.refreshed(connection)
+    sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) })
+  })
 }
 
 function refuse (connection: GuardedConnection, code: Refusal): void {
@@ -60,16 +61,21 @@ function refuse (connection: GuardedConnection, code: Refusal): void {
   else sendFrame(socket, { type: 'error', code: 'refresh_failed', message: 'The credential was refused', action: 'refresh' })
 }
 
-/** A connection belongs to one user of one issuer and one tenant for life. */
+/**
+ * A connection belongs to one user of one issuer and one tenant for life. A session is an issuer of its own: were it
+ * replaced by a token, its logout would no longer reach the socket.
+ */
 export function hasSameIdentity (a: AuthContext, b: AuthContext): boolean {
-  return a.issuer === b.issuer && a.userId === b.userId && a.tenantId === b.tenantId
+  return a.issuer === b.issuer && a.userId === b.userId && a.tenantId === b.tenantId &&
+    (a.authType === 'session') === (b.authType === 'session')
 }
 
 /**
- * Swaps the context, the indexes and everything that follows from its times, in one step. The route's rule is asked
- * afterwards: what was lost is lost at once, and the connection ends if the rule no longer holds.
+ * Swaps the context, the indexes and everything that follows from its times, in one step: what was lost is lost at once.
+ * Then the route's rule is asked, and the connection ends if it no longer holds.
+ * @param told who asked for it is told, once the rule holds
  */
-export function replaceContext (connection: GuardedConnection, next: AuthContext, version: number): void {
+export function replaceContext (connection: GuardedConnection, next: AuthContext, version: number, told: () => void = () => {}): void {
   const { request, route } = connection
   const isNew = version !== connection.context.version
   const context = withVersion(next, version)
@@ -79,17 +85,25 @@ export function replaceContext (connection: GuardedConnection, next: AuthContext
   })
   schedule(connection)
   if (!isNew) return
-  connection.announce('refresh', context)
-  recheckRule(connection, context)
+  recheckRule(connection, context, () => {
+    told()
+    connection.announce('refresh', context)
+  })
 }
 
-function recheckRule (connection: GuardedConnection, context: AuthContext): void {
+function recheckRule (connection: GuardedConnection, context: AuthContext, onHolds: () => void): void {
   const { request, route } = connection
   const failed = (error: unknown): false => {
     route.hub.report(request, 'rule', error)
     return false
   }
   settleWithin(attempt(() => route.meets(context, request), failed), route.hub.settings.handshakeTimeout, false, failed, holds => {
-    if (!holds && connection.context === context) closeConnection(connection, 'Forbidden')
+    // A later context has its own answer, and may be there already.
+    if (connection.context !== context || !connection.isOpen) return
+    if (holds) onHolds()
+    else {
+      route.hub.audit.refreshRefused(connection, 'FST_HYBRID_AUTH_FORBIDDEN')
+      closeConnection(connection, 'Forbidden')
+    }
   })
 }

@@ -108,7 +108,7 @@ export class SessionWatch {
 /** A new version where the user changed; the same one with its new end where only that did. */
 function update (connection: GuardedConnection, session: VerifiedSession): void {
   const { context } = connection
-  const next = sessionContext(session, context.fallbackFrom)
+  const next = sessionContext(session, context.authType === 'session' ? context.fallbackFrom : undefined)
   if (!hasSameIdentity(context, next)) {
     connection.route.hub.audit.identityChanged(connection)
     closeConnection(connection, 'IdentityChanged')
@@ -130,5 +130,5 @@ export async function readSession (connection: GuardedConnection): Promise<void>
   connection.isReading = true
   await hub.sessions?.read(request, context.sessionId)
   connection.isReading = false
-  if (connection.isOpen) hub.lookAt(connection)
+  hub.lookAt(connection)
 }

@@ -5,8 +5,8 @@
 
 /** What stands in a wheel. */
 export interface Wheeled {
-  /** Where it stands, for the wheel to write. -1: nowhere. */
-  slot: number
+  /** Where it stands, for the wheel to write: the tick that it is due at, -1 for none, and its place in that tick's slot. */
+  due: number
   position: number
   /** Its time has come. It may schedule itself again. */
   look (): void
@@ -36,24 +36,25 @@ export class Wheel {
   schedule (item: Wheeled, ms: number): void {
     this.remove(item)
     const now = performance.now()
-    if (this.#size === 0 && !this.#isTurning) this.#emptied = tickOf(now)
+    // Nothing stands before the tick that the timer is set to.
+    if (!this.#isTurning) this.#emptied = Math.max(this.#emptied, Math.min(tickOf(now), this.#armedFor - 1))
     const tick = tickOf(now + Math.min(Math.max(ms, 0), HORIZON - TICK)) + 1
     const slot = this.#slotOf(tick)
-    item.slot = tick % SLOTS
+    item.due = tick
     item.position = slot.push(item) - 1
     this.#size++
     this.#arm(tick)
   }
 
   remove (item: Wheeled): void {
-    if (item.slot === -1) return
-    const slot = this.#slotOf(item.slot)
+    if (item.due === -1) return
+    const slot = this.#slotOf(item.due)
     const last = slot.pop()
     if (last !== undefined && last !== item) {
       slot[item.position] = last
       last.position = item.position
     }
-    item.slot = -1
+    item.due = -1
     this.#size--
     if (this.#size === 0) this.#rest()
   }
@@ -83,10 +84,12 @@ export class Wheel {
     // More than once round, every slot is due.
     this.#emptied = Math.max(this.#emptied, current - SLOTS)
     while (this.#emptied < current) {
-      const slot = this.#slotOf(this.#emptied + 1)
-      for (let item = slot.at(-1); item !== undefined; item = slot.at(-1)) {
+      // A slot holds what is due a round later too.
+      for (const item of this.#slotOf(this.#emptied + 1).filter(({ due }) => due <= current)) {
+        // One look may have taken out, or put off, the next.
+        if (item.due === -1 || item.due > current) continue
         this.remove(item)
-        item.look()
+        lookAt(item)
         if (performance.now() - started > SLICE) {
           // `setImmediate` lets sockets be served between two slices.
           setImmediate(() => { this.#turn() })
@@ -108,6 +111,15 @@ export class Wheel {
         return
       }
     }
+  }
+}
+
+/** One that throws is a fault to be heard of, and no reason to leave the others unseen. */
+function lookAt (item: Wheeled): void {
+  try {
+    item.look()
+  } catch (error) {
+    setImmediate(() => { throw error })
   }
 }
 

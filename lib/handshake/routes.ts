@@ -1,6 +1,7 @@
 /** Puts the guard into each route as it is declared. */
 import type { FastifyInstance, RouteOptions } from 'fastify'
 import type { RouteAuth } from '../../types/rules.js'
+import { authError } from '../errors.js'
 import { parseRouteAuth, type ParsedOptions, type ParsedRouteRule } from '../options.js'
 import { admitUpgrade } from '../request.js'
 import type { GuardHook } from './guard.js'
@@ -11,14 +12,24 @@ type GuardFactory = (rule: ParsedRouteRule, isSocket: boolean) => GuardHook
 /** @param app the scope of this registration: routes of a scope that registered the plugin again are left to that one */
 export function guardRoutes (app: FastifyInstance, guard: ParsedOptions['guard'], createGuard: GuardFactory): void {
   const mine = app.hybridAuth
+  const withSockets = new Set<FastifyInstance>()
 
   app.addHook('onRoute', function guardRoute (route) {
     if (this.hybridAuth !== mine) return
     const isSocket = isWebSocketRoute(route)
-    if (isSocket) installSeam(this)
+    if (isSocket) withSockets.add(this)
     const { auth = isSocket && guard === 'all' } = route
     const hook = hookFor(auth, isSocket, route.auth === undefined)
     if (hook !== null) route.onRequest = [hook, ...[route.onRequest ?? []].flat()]
+  })
+
+  app.addHook('onReady', async () => {
+    for (const scope of withSockets) {
+      if (!scope.hasDecorator('websocketServer')) {
+        throw authError('FST_HYBRID_AUTH_MISSING_DEPENDENCY', 'a WebSocket route needs @fastify/websocket registered in its scope')
+      }
+      installSeam(scope)
+    }
   })
 
   function hookFor (auth: RouteAuth, isSocket: boolean, isDefault: boolean): GuardHook | null {

@@ -41,7 +41,7 @@ export function createAuditor (sink: ((event: AuditEvent) => unknown) | undefine
 
   return {
     authenticated (request, auth) {
-      const { fallbackFrom: code } = auth
+      const code = auth.authType === 'session' ? auth.fallbackFrom : undefined
       if (code !== undefined) deliver(() => ({ type: 'fallback', code, ...whoAt(request, auth) }))
       deliver(() => ({ type: 'authenticated', ...whoAt(request, auth) }))
     },

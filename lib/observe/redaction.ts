@@ -2,7 +2,6 @@
 import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
 import { invalidOption } from '../errors.js'
 import { networkOf } from '../request.js'
-import type { ParsedOptions } from '../options.js'
 
 const SERIALIZERS = Symbol.for('pino.serializers')
 const CANARY = 'canary'
@@ -49,7 +48,7 @@ export const serializers = Object.freeze({
  * With a token in the URL, the logger must be known to leave it out.
  * @throws FST_HYBRID_AUTH_INVALID_OPTION
  */
-export function checkLogger (log: FastifyBaseLogger, { query, allowTokenInLogs }: ParsedOptions['credentials']): void {
+export function checkLogger (log: FastifyBaseLogger, { query, allowTokenInLogs }: { query: boolean, allowTokenInLogs: boolean }): void {
   if (!query || allowTokenInLogs || !isWriting(log)) return
   if (!printsToken(log)) return
   throw invalidOption('credentials.query', 'would put tokens into the log: pass serializers of this package to the logger, or set credentials.allowTokenInLogs')
@@ -104,4 +103,14 @@ function isCode (code: unknown): code is string | number {
 export function redactNotFound (request: FastifyRequest, _reply: unknown, done: () => void): void {
   if (request.is404 && request.raw.url !== undefined) request.raw.url = withoutToken(request.raw.url)
   done()
+}
+
+/** Says once of each mapper that what it returns names nobody: its users see a 401 like everybody else's. */
+export function createIdentityWarning (log: FastifyBaseLogger): (option: string) => void {
+  const told = new Set<string>()
+  return function warnOfIdentity (option) {
+    if (told.has(option)) return
+    told.add(option)
+    log.warn(`${option} returned something that is no identity: userId, role and tenantId are texts of 1 to 1024 characters, permissions a list of texts`)
+  }
 }

@@ -24,9 +24,9 @@ const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
 export type Chain = Awaited<ReturnType<typeof createChain>>
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION, FST_HYBRID_AUTH_MISSING_DEPENDENCY */
-export async function createChain (options: ParsedOptions, report: FaultReporter) {
-  const verifyJwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt)
-  const sessions = options.session === undefined ? null : await createSessionVerifier(options.session)
+export async function createChain (options: ParsedOptions, report: FaultReporter, onBadIdentity: (option: string) => void) {
+  const verifyJwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt, () => { onBadIdentity('jwt.user') })
+  const sessions = options.session === undefined ? null : await createSessionVerifier(options.session, () => { onBadIdentity('session.user') })
 
   /** Who the request comes from. Neither throws nor rejects. */
   function authenticate (request: FastifyRequest, { bearer, mayUseCookie }: Presented): Maybe<AuthContext | Refusal> {

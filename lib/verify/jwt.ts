@@ -35,8 +35,11 @@ const INVALID: Refusal = 'FST_HYBRID_AUTH_INVALID_TOKEN'
 const CACHE_ENTRIES = 20_000
 const CACHE_BYTES = 64 * 1024 * 1024
 
-/** @throws FST_HYBRID_AUTH_INVALID_OPTION on a key that cannot be used */
-export function createJwtVerifier (options: ParsedJwtOptions) {
+/**
+ * @param onBadIdentity told when the mapper returned something that is neither null nor an identity
+ * @throws FST_HYBRID_AUTH_INVALID_OPTION on a key that cannot be used
+ */
+export function createJwtVerifier (options: ParsedJwtOptions, onBadIdentity: () => void = () => {}) {
   const keyring = createKeyring(options.key, options.algorithms)
   const { checkForm, remember } = createFormCheck(options.algorithms, options.maxTokenLength)
   const checkClaims = createClaimsCheck(options)
@@ -83,6 +86,7 @@ export function createJwtVerifier (options: ParsedJwtOptions) {
     if (identity !== null) return { claims, tokenId, identity, expiresAt }
     return whenReady(adopt(mapUser?.(claims) ?? null), mapped => {
       const checked = checkIdentity(mapped)
+      if (checked === null && mapped !== null) onBadIdentity()
       return checked === null ? INVALID : { claims, tokenId, identity: checked, expiresAt }
     })
   }

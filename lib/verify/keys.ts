@@ -62,8 +62,9 @@ function parse (material: KeyMaterial, algorithms: readonly Algorithm[]): KeyObj
 
 function publicKey (material: string | Buffer | KeyObject): KeyObject {
   if (material instanceof KeyObject && material.type === 'public') return material
+  // Node would take the public half. Who only verifies has no business with the other.
+  if (material instanceof KeyObject || material.includes('PRIVATE KEY-----')) throw new KeyRefused('is a private key; verifying needs the public one')
   try {
-    // Of a private key this takes the public half.
     return createPublicKey(material)
   } catch {
     throw new KeyRefused('is not a public key or certificate in PEM')

@@ -32,7 +32,7 @@ const MAX_COOKIE_LENGTH = 4096
 export type SessionVerifier = Awaited<ReturnType<typeof createSessionVerifier>>
 
 /** @throws FST_HYBRID_AUTH_MISSING_DEPENDENCY where a store is given and @fastify/cookie is not installed */
-export async function createSessionVerifier (options: ParsedSessionOptions) {
+export async function createSessionVerifier (options: ParsedSessionOptions, onBadIdentity: () => void = () => {}) {
   const { store, secret } = options
   const reader = store !== undefined && secret !== undefined
     ? readFromStore(options, store, await toSigner(secret))
@@ -45,6 +45,7 @@ export async function createSessionVerifier (options: ParsedSessionOptions) {
     if (expiresAt !== null && expiresAt <= Date.now()) return EXPIRED
     return whenReady(adopt(options.user(loaded.session)), mapped => {
       const identity = checkIdentity(mapped)
+      if (identity === null && mapped !== null && mapped !== undefined) onBadIdentity()
       return identity === null ? INVALID : { sessionId: loaded.sessionId, identity, expiresAt }
     })
   }
