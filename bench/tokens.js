@@ -20,15 +20,18 @@ export function generateKeys () {
 
 const encode = value => Buffer.from(JSON.stringify(value)).toString('base64url')
 
-/** A function that makes a new token of an hour per call; they differ by `jti` (required by RFC 9068) and not in length. */
+/**
+ * A function that makes a new token of an hour per call; they differ by `jti` (required by RFC 9068) and not in length.
+ * It takes claims that replace its own.
+ */
 export function createIssuer (algorithm, privateKey) {
   const header = encode({ alg: algorithm, typ: 'JWT' })
   const signInput = createSign(algorithm, privateKey)
-  return function issue () {
+  return function issue (claims = {}) {
     const now = Math.floor(Date.now() / 1000)
     const input = `${header}.${encode({
       iss: 'https://issuer.example.com', sub: 'user-4711', role: 'agent', permissions: ['property:read', 'property:write'],
-      iat: now, exp: now + 3600, jti: randomBytes(12).toString('hex')
+      iat: now, exp: now + 3600, jti: randomBytes(12).toString('hex'), ...claims
     })}`
     return `${input}.${signInput(input).toString('base64url')}`
   }

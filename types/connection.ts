@@ -31,15 +31,15 @@ export interface Connection {
   off<E extends keyof ConnectionEvents> (event: E, listener: (...args: ConnectionEvents[E]) => void): this
 }
 
-/** Which connections are meant; every member must match. `{}` means all. */
+/** Which connections are meant; every member must match. `{}` means all; a member that is undefined is an error. */
 export interface ConnectionFilter {
-  userId?: string | undefined
+  userId?: string
   /** null: those whose credential names no issuer. */
-  issuer?: string | null | undefined
-  tenantId?: string | null | undefined
-  sessionId?: string | undefined
-  tokenId?: string | undefined
-  authType?: AuthType | undefined
+  issuer?: string | null
+  tenantId?: string | null
+  sessionId?: string
+  tokenId?: string
+  authType?: AuthType
 }
 
 export interface DisconnectOptions {

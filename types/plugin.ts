@@ -1,5 +1,5 @@
 import type { FastifyRequest, preHandlerHookHandler } from 'fastify'
-import type { WebSocket } from 'ws'
+import type { WebsocketHandler } from '@fastify/websocket'
 import type { Connection, ConnectionFilter, DisconnectOptions } from './connection.js'
 import type { AuthContext } from './context.js'
 import type { RouteAuth, Rule } from './rules.js'
@@ -14,7 +14,7 @@ export interface HybridAuth {
   /** The current context of a request; null where nobody was authenticated. */
   contextOf (request: FastifyRequest): AuthContext | null
   /** The connection of a socket that a handler was given; null on a route with `auth: false`. */
-  connection (socket: WebSocket): Connection | null
+  connection (socket: Parameters<WebsocketHandler>[0]): Connection | null
   /** The open connections of this process. @throws FST_HYBRID_AUTH_INVALID_OPTION on a member that is not a filter */
   connections (filter?: ConnectionFilter): Connection[]
   /** How many {@link connections} there are. */

@@ -19,6 +19,7 @@ export interface HeldFrame {
 }
 
 const NODE = randomBytes(6).toString('base64url')
+const GOLDEN_RATIO = 0.618034
 let made = 0
 
 export class GuardedConnection implements Connection, SocketOwner, Wheeled {
@@ -42,6 +43,8 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   isJudging = false
   /** `token_refresh_required` is out. */
   isAsked = false
+  /** A message of the application came since its session was last extended. */
+  isUsed = false
   isReading = false
   /** What we closed it with; 0 until then. */
   closeCode = 0
@@ -92,6 +95,11 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
     this.readWellAt = this.startedAt
   }
 
+  /** A part of one, spread evenly among connections. */
+  get phase (): number {
+    return (this.#number * GOLDEN_RATIO) % 1
+  }
+
   get id (): string {
     return `${NODE}-${this.#number.toString(36)}`
   }
@@ -101,7 +109,8 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   }
 
   send (value: unknown): boolean {
-    const text = JSON.stringify(value)
+    const text: string | undefined = JSON.stringify(value)
+    if (text === undefined) throw new TypeError(`a ${typeof value} is nothing that JSON holds`)
     if (!this.isOpen || isOver(this) || this.socket.readyState !== this.socket.OPEN) return false
     this.socket.send(text)
     return true

@@ -11,6 +11,7 @@ import { setContext, type Socket } from '../request.js'
 import { checkClose, closeConnection, closeSocket } from './closing.js'
 import { GuardedConnection, type HeldFrame } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
+import { someTimeIn } from './drain.js'
 import { flush, holdEarly } from './gate.js'
 import type { Hub, RouteSettings, Verifiers } from './hub.js'
 import { isOver, lookAt, schedule } from './lifecycle.js'
@@ -42,13 +43,18 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     socket.terminate()
     return
   }
+  const { hub } = route
+  const { closeCodes, drain, limits } = hub.settings
+  if (hub.isDraining) {
+    closeSocket(socket, 'Draining', closeCodes, { retryAfterMs: someTimeIn(drain.window) })
+    return
+  }
   if (context !== null) {
     if (isLive(begin(socket, request, route, context, []))) run()
     return
   }
-  const { hub } = route
-  if (hub.pending.size >= hub.settings.limits.pending) {
-    closeSocket(socket, 'Unavailable', hub.settings.closeCodes)
+  if (hub.pending.size >= limits.pending) {
+    closeSocket(socket, 'Unavailable', closeCodes)
     return
   }
   setOwner(socket, new PendingSocket(socket, net, request, route, (authenticated, held) => {

@@ -24,8 +24,10 @@ export function drainOnClose (app: FastifyInstance, drain: Drain): void {
   const drains = [drain]
   root[DRAINS] = drains
   const close = root.close.bind(root)
+  let drained: Promise<unknown> | undefined
   const drainThenClose = (listener?: () => void): Promise<undefined> | undefined => {
-    const drained = Promise.all(drains.splice(0).map(async one => one()))
+    // Every call waits for the one drain.
+    drained ??= Promise.all(drains.map(async one => one()))
     if (listener === undefined) return drained.then(async () => close())
     drained.then(() => { close(listener) }, () => { close(listener) })
     return undefined
@@ -37,18 +39,23 @@ export function drainOnClose (app: FastifyInstance, drain: Drain): void {
 export async function drainHub (hub: Hub): Promise<void> {
   const { window, deadline } = hub.settings.drain
   hub.isDraining = true
-  for (const socket of hub.pending) socket.fail('Draining')
+  for (const socket of hub.pending) socket.fail('Draining', undefined, { retryAfterMs: someTimeIn(window) })
   const connections = hub.registry.find({})
   const closed = connections.map(connection => new Promise<void>(resolve => {
     connection.socket.once('close', resolve)
   }))
   for (const [index, connection] of connections.entries()) {
-    closeConnection(connection, 'Draining', { retryAfterMs: Math.floor(Math.random() * window) })
+    closeConnection(connection, 'Draining', { retryAfterMs: someTimeIn(window) })
     if (index % BATCH === BATCH - 1) await immediate()
   }
   const timer = setTimeout(() => { for (const { socket } of connections) socket.terminate() }, deadline)
   await Promise.all(closed)
   clearTimeout(timer)
+}
+
+/** So that the clients of this process do not all come to another at once. */
+export function someTimeIn (window: number): number {
+  return Math.floor(Math.random() * window)
 }
 
 /** Encapsulated instances inherit `close` from the one that has it. */

@@ -21,6 +21,7 @@ export function receive (connection: GuardedConnection, data: RawFrame, isBinary
   if (!connection.isOpen || isOver(connection)) return
   if (!isBinary && connection.readsControl && isOurs(connection, data)) return
   connection.lastMessageAt = Date.now()
+  connection.isUsed = true
   if (isListening(connection) && connection.held === null && !connection.isJudging) judge(connection, data, isBinary)
   else hold(connection, data, isBinary)
 }

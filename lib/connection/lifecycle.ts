@@ -97,9 +97,10 @@ function askToRefresh (connection: GuardedConnection, now: number): void {
 }
 
 /** 0: this connection has no session to read. */
-function nextReading ({ context, readAt, isReading, route: { hub: { sessions } } }: GuardedConnection): number {
+function nextReading (connection: GuardedConnection): number {
+  const { context, readAt, isReading, route: { hub: { sessions } } } = connection
   if (sessions === null || context.authType !== 'session' || isReading) return 0
-  const routine = sessions.next(readAt)
+  const routine = sessions.next(connection)
   const { expiresAt } = context
   const beforeEnd = expiresAt === null ? Infinity : expiresAt - READ_AHEAD
   return beforeEnd > readAt ? Math.min(routine, beforeEnd) : routine

@@ -35,12 +35,14 @@ export class ReusableMessage implements Message {
   }
 }
 
-/** Without a copy where there is one piece. */
+/** Without a copy where there is one piece. @throws TypeError on a Blob, which can only be read asynchronously */
 export function toBuffer (raw: RawFrame): Buffer {
   if (Buffer.isBuffer(raw)) return raw
+  if (raw instanceof Blob) throw new TypeError('a Blob cannot be read at once: give the socket another binaryType')
   return Array.isArray(raw) ? Buffer.concat(raw) : Buffer.from(raw)
 }
 
 export function byteLengthOf (raw: RawFrame): number {
-  return Array.isArray(raw) ? raw.reduce((sum, part) => sum + part.byteLength, 0) : raw.byteLength
+  if (Array.isArray(raw)) return raw.reduce((sum, part) => sum + part.byteLength, 0)
+  return raw instanceof Blob ? raw.size : raw.byteLength
 }

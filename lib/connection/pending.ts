@@ -10,7 +10,7 @@ import { closeSocket } from './closing.js'
 import type { HeldFrame } from './connection.js'
 import { controlType } from './control.js'
 import type { FastifyRequest } from 'fastify'
-import type { RouteSettings } from './hub.js'
+import type { CloseDetails, RouteSettings } from './hub.js'
 import { byteLengthOf } from './message.js'
 import type { GuardedSocket, RawFrame, SocketOwner } from './socket.js'
 import { wheel, type Wheeled } from './wheel.js'
@@ -27,6 +27,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
   due = -1
   position = 0
   readonly #socket: GuardedSocket
+  readonly #net: Duplex
   readonly #stopCounting: () => void
   readonly #request: FastifyRequest
   readonly #route: RouteSettings
@@ -38,6 +39,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
 
   constructor (socket: GuardedSocket, net: Duplex, request: FastifyRequest, route: RouteSettings, done: OnAuthenticated) {
     this.#socket = socket
+    this.#net = net
     this.#request = request
     this.#route = route
     this.#done = done
@@ -73,13 +75,13 @@ export class PendingSocket implements SocketOwner, Wheeled {
 
   closeIfOver (): void {}
 
-  fail (name: CloseName, code?: Refusal): void {
+  fail (name: CloseName, code?: Refusal, details: CloseDetails = {}): void {
     if (!this.#isPending) return
     this.#leave()
     this.#route.hub.audit.refused(this.#request, code ?? 'FST_HYBRID_AUTH_MISSING_CREDENTIALS')
-    closeSocket(this.#socket, name, this.#route.hub.settings.closeCodes)
-    // Who does not keep to the bounds is not read any further, not even for an answer to the close.
-    if (name === 'ProtocolError') this.#socket.pause()
+    closeSocket(this.#socket, name, this.#route.hub.settings.closeCodes, details)
+    // An answer to the close is read; more than that is not.
+    limitBytes(this.#net, MAX_BYTES, () => { this.#socket.pause() })
   }
 
   #mayHold (bytes: number): boolean {

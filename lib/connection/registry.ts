@@ -48,7 +48,7 @@ export class Registry {
    * @throws FST_HYBRID_AUTH_INVALID_OPTION on a member that is not a filter
    */
   find (filter: ConnectionFilter): GuardedConnection[] {
-    for (const name of Object.keys(filter)) if (!FILTERS.has(name)) throw invalidOption(`filter.${name}`, 'is not an option')
+    checkFilter(filter)
     const found: GuardedConnection[] = []
     for (const connection of this.#candidates(filter)) if (matches(connection, filter)) found.push(connection)
     return found
@@ -71,6 +71,15 @@ export class Registry {
     const { context } = connection
     if (context.authType === 'session') unlink(this.#bySession, context.sessionId, connection, SAME_CREDENTIAL)
     else unlink(this.#byToken, context.tokenId, connection, SAME_CREDENTIAL)
+  }
+}
+
+/** What is not there matches nothing less than everything: a slip must not disconnect everybody. */
+function checkFilter (filter: unknown): void {
+  if (typeof filter !== 'object' || filter === null) throw invalidOption('filter', 'must be an object')
+  for (const [name, value] of Object.entries(filter)) {
+    if (!FILTERS.has(name)) throw invalidOption(`filter.${name}`, 'is not an option')
+    if (value === undefined) throw invalidOption(`filter.${name}`, 'is undefined')
   }
 }
 

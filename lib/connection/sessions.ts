@@ -39,9 +39,9 @@ export class SessionWatch {
     this.#registry = registry
   }
 
-  /** When a session that was read then is read again. */
-  next (readAt: number): number {
-    return readAt + this.#settings.revalidate
+  /** When the session of a connection is read again. */
+  next ({ readAt, phase }: GuardedConnection): number {
+    return readAt + this.#settings.revalidate * (1 - JITTER * phase)
   }
 
   /** Reads the session and brings every socket of it up to date. Never rejects. */
@@ -63,18 +63,23 @@ export class SessionWatch {
   async #readNow (request: FastifyRequest, sessionId: string): Promise<VerifiedSession | Refusal> {
     const outcome = await this.#verifiers.rereadSession(request, sessionId)
     const { touchSession } = this.#verifiers
-    if (isRefusal(outcome) || touchSession === null || !this.#isUsed(sessionId)) return outcome
+    if (isRefusal(outcome) || touchSession === null || !this.#takeUse(sessionId)) return outcome
     const expiresAt = await touchSession(request, sessionId)
     return expiresAt === null ? outcome : { ...outcome, expiresAt }
   }
 
-  #isUsed (sessionId: string): boolean {
-    return this.#registry.find({ sessionId }).some(({ lastMessageAt, readAt }) => lastMessageAt > readAt)
+  /** Whether the application used any socket of the session since this was last asked. */
+  #takeUse (sessionId: string): boolean {
+    const used = this.#registry.find({ sessionId }).filter(({ isUsed }) => isUsed)
+    for (const connection of used) connection.isUsed = false
+    return used.length > 0
   }
 
   #apply (connection: GuardedConnection, outcome: VerifiedSession | Refusal): void {
+    // What an earlier one's listener has closed is not brought back.
+    if (!connection.isOpen) return
     const now = Date.now()
-    connection.readAt = now - Math.random() * JITTER * this.#settings.revalidate
+    connection.readAt = now
     if (outcome === UNAVAILABLE) this.#serveOrClose(connection, now)
     else if (outcome === 'FST_HYBRID_AUTH_EXPIRED_SESSION') closeConnection(connection, 'AuthenticationExpired')
     else if (isRefusal(outcome)) closeConnection(connection, 'Revoked')

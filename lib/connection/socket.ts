@@ -6,7 +6,7 @@ import type { FastifyInstance } from 'fastify'
 import type { Socket as WebSocket } from '../request.js'
 
 /** As `message` events carry it, by `binaryType`. */
-export type RawFrame = Buffer | ArrayBuffer | Buffer[]
+export type RawFrame = Buffer | ArrayBuffer | Buffer[] | Blob
 
 /** Who decides about a socket. A socket without an owner is one of a route with `auth: false`. */
 export interface SocketOwner {
