@@ -70,7 +70,7 @@ const session = v.pipe(
     maxStale: v.optional(within(0, DAY, 'milliseconds'), 300_000),
     touch: flag(false)
   }),
-  v.forward(v.check(given => !given.touch || given.store?.touch !== undefined, 'needs session.store with a touch(sessionId, session, callback) method'), ['touch']),
+  v.forward(v.check(given => !given.touch || given.store === undefined || given.store.touch !== undefined, 'needs a store with a touch(sessionId, session, callback) method'), ['touch']),
   v.forward(v.check(given => given.store === undefined || given.secret !== undefined, 'is required with session.store'), ['secret']),
   v.forward(v.check(given => given.store !== undefined || given.secret === undefined, UNUSED), ['secret']),
   v.forward(v.check(given => given.store !== undefined || given.cookiePrefix === undefined, UNUSED), ['cookiePrefix']),

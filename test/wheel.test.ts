@@ -376,7 +376,7 @@ const FILTERS: ConnectionFilter[] = [
   { sessionId: 's1' }, { sessionId: 't1' }, { sessionId: 't2' }, { tokenId: 't1' }, { tokenId: 's1' }, { tokenId: 's2' }, { authType: 'jwt' }, { authType: 'session' },
   { userId: 'alice', issuer: 'https://a.example' }, { userId: 'alice', tenantId: 'acme', issuer: 'https://b.example' }, { userId: 'bob', authType: 'session' },
   { tokenId: 't1', userId: 'alice', issuer: null }, { tokenId: 't1', userId: 'bob' }, { sessionId: 's1', authType: 'jwt' }, { sessionId: 's1', tokenId: 's1' },
-  { sessionId: 's2', userId: 'bob', tenantId: 'acme', issuer: null, authType: 'session' }, { userId: undefined, tenantId: 'acme' }
+  { sessionId: 's2', userId: 'bob', tenantId: 'acme', issuer: null, authType: 'session' }
 ]
 
 /** What a filter means, said plainly. */

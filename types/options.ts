@@ -102,7 +102,7 @@ export interface SessionOptions {
   maxStale?: number | undefined
   /**
    * Whether messages of the application extend the session, as requests do with a rolling session; at most once per
-   * `revalidate`, through the `touch` of `store`, which leaves its data alone. @default false
+   * `revalidate`, through the store's `touch`, which leaves its data alone. @default false
    */
   touch?: boolean | undefined
 }

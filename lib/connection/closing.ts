@@ -2,6 +2,7 @@
 import type { Socket } from '../request.js'
 import { invalidOption } from '../errors.js'
 import { CLOSE, type CloseAction, type CloseName, type CloseReason } from '../protocol.js'
+import { now } from './clock.js'
 import type { GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
 import { release } from './gate.js'
@@ -54,7 +55,7 @@ export function finish (connection: GuardedConnection, code: number, reason: Buf
   connection.isOpen = false
   wheel.remove(connection)
   const shown = connection.closeCode === 0 ? code : connection.closeCode
-  hub.audit.closed(connection, shown)
+  hub.audit.closed(connection, shown, now() - connection.startedAt)
   connection.announce('close', shown)
   return true
 }

@@ -5,6 +5,7 @@ import type { FastifyRequest } from 'fastify'
 import type { AuthContext } from '../../types/context.js'
 import type { Connection, ConnectionEvents } from '../../types/connection.js'
 import { SUBPROTOCOL, type CloseName } from '../protocol.js'
+import { now } from './clock.js'
 import { checkClose, closeConnection, finish } from './closing.js'
 import { flush, receive } from './gate.js'
 import type { RouteSettings } from './hub.js'
@@ -54,7 +55,7 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   refreshesBegun = 0
   refreshApplied = 0
 
-  // Times are milliseconds since the epoch; 0 is never.
+  // Times are those of clock.ts; 0 is never.
   readonly startedAt: number
   /** Past this nothing is delivered, whether or not the wheel has come round. */
   endsAt = 0
@@ -89,7 +90,7 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
     const { protocol } = socket
     this.readsControl = route.control !== false && (protocol === '' || protocol === SUBPROTOCOL)
     this.speaks = this.readsControl && (protocol === SUBPROTOCOL || route.control === true)
-    this.startedAt = Date.now()
+    this.startedAt = now()
     this.lastMessageAt = this.startedAt
     this.readAt = this.startedAt
     this.readWellAt = this.startedAt
@@ -109,8 +110,8 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   }
 
   send (value: unknown): boolean {
-    const text: string | undefined = JSON.stringify(value)
-    if (text === undefined) throw new TypeError(`a ${typeof value} is nothing that JSON holds`)
+    const text: unknown = JSON.stringify(value)
+    if (typeof text !== 'string') throw new TypeError(`a ${typeof value} is nothing that JSON holds`)
     if (!this.isOpen || isOver(this) || this.socket.readyState !== this.socket.OPEN) return false
     this.socket.send(text)
     return true

@@ -3,7 +3,8 @@
  * costs no promise and no allocation; one that is not holds back the frames behind it.
  */
 import { settleWithin } from '../deadline.js'
-import { adopt, attempt, type Maybe } from '../maybe.js'
+import { adopt, type Maybe } from '../maybe.js'
+import { now } from './clock.js'
 import { closeConnection, finish } from './closing.js'
 import type { GuardedConnection, HeldFrame } from './connection.js'
 import { controlType, sendFrame } from './control.js'
@@ -18,9 +19,11 @@ const MAX_HELD_BYTES = 64 * 1024
 
 export function receive (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
   connection.isAlive = true
-  if (!connection.isOpen || isOver(connection)) return
+  // The clock is read once a message: each reading costs as much as the rest of a synchronous verdict.
+  const time = now()
+  if (!connection.isOpen || isOver(connection, time)) return
   if (!isBinary && connection.readsControl && isOurs(connection, data)) return
-  connection.lastMessageAt = Date.now()
+  connection.lastMessageAt = time
   connection.isUsed = true
   if (isListening(connection) && connection.held === null && !connection.isJudging) judge(connection, data, isBinary)
   else hold(connection, data, isBinary)
@@ -55,7 +58,7 @@ export function holdEarly (connection: GuardedConnection, frames: readonly HeldF
 function awaitHandler (connection: GuardedConnection): void {
   awaitListener(connection.socket)
   if (connection.heldSince !== 0) return
-  connection.heldSince = Date.now()
+  connection.heldSince = now()
   connection.route.hub.lookAt(connection)
 }
 
@@ -93,7 +96,7 @@ export function release (connection: GuardedConnection): void {
 
 function judge (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
   if (isStale(connection)) {
-    judgeLater(connection, readSession(connection).then(() => ask(connection, data, isBinary)), data, isBinary)
+    judgeFresh(connection, data, isBinary)
     return
   }
   if (connection.route.authorize === undefined) {
@@ -105,17 +108,28 @@ function judge (connection: GuardedConnection, data: RawFrame, isBinary: boolean
   else settle(connection, verdict, data, isBinary)
 }
 
-/** What the route says. Only `true` lets a frame through; what throws is a refusal. */
+function judgeFresh (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
+  judgeLater(connection, readSession(connection).then(() => ask(connection, data, isBinary)), data, isBinary)
+}
+
+/** What the route says; what throws is a refusal. There is no closure here, for every message would pay for it. */
 function ask (connection: GuardedConnection, data: RawFrame, isBinary: boolean): Maybe<unknown> {
   const { route, context, request } = connection
   const { authorize } = route
   if (authorize === undefined) return true
-  return attempt(() => {
-    const verdict = adopt(authorize(context, route.message.set(data, isBinary), request))
-    // The application still holds this message: the next one gets another.
-    if (verdict instanceof Promise) route.message = new ReusableMessage()
-    return verdict
-  }, error => fault(connection, error))
+  try {
+    const verdict = authorize(context, route.message.set(data, isBinary), request)
+    return typeof verdict === 'boolean' ? verdict : askLater(connection, adopt(verdict))
+  } catch (error) {
+    return fault(connection, error)
+  }
+}
+
+function askLater (connection: GuardedConnection, verdict: Maybe<unknown>): Maybe<unknown> {
+  if (!(verdict instanceof Promise)) return verdict
+  // The application still holds this message: the next one gets another.
+  connection.route.message = new ReusableMessage()
+  return verdict.catch((error: unknown) => fault(connection, error))
 }
 
 function judgeLater (connection: GuardedConnection, pending: Promise<unknown>, data: RawFrame, isBinary: boolean): void {

@@ -3,6 +3,7 @@
  * questions of time, and the wheel asks them together.
  */
 import type { AuthContext } from '../../types/context.js'
+import { fromEpoch, now } from './clock.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
@@ -25,7 +26,7 @@ export function schedule (connection: GuardedConnection): void {
   const { context, startedAt, route: { hub: { settings } } } = connection
   const canRefresh = connection.speaks && context.authType !== 'session'
   const grace = settings.expiryGrace ?? (canRefresh ? REFRESH_GRACE : 0)
-  const credentialEnds = context.expiresAt === null ? Infinity : context.expiresAt + grace
+  const credentialEnds = context.expiresAt === null ? Infinity : fromEpoch(context.expiresAt + grace)
   const ageEnds = settings.maxConnectionAge === undefined ? Infinity : startedAt + settings.maxConnectionAge
   const ends = Math.min(credentialEnds, ageEnds)
   connection.endsAt = ends === Infinity ? 0 : ends
@@ -35,8 +36,8 @@ export function schedule (connection: GuardedConnection): void {
 }
 
 /** Past its end, and closed now if it was not yet. */
-export function isOver (connection: GuardedConnection): boolean {
-  if (connection.endsAt === 0 || Date.now() < connection.endsAt) return false
+export function isOver (connection: GuardedConnection, time = now()): boolean {
+  if (connection.endsAt === 0 || time < connection.endsAt) return false
   end(connection)
   return true
 }
@@ -47,27 +48,23 @@ export function look (connection: GuardedConnection): void {
     connection.socket.terminate()
     return
   }
-  const now = Date.now()
-  forgetFuture(connection, now)
-  if (isOver(connection) || isIdle(connection, now) || isDead(connection, now)) return
-  if (isDue(connection.refreshAt, now)) askToRefresh(connection, now)
-  if (isDue(nextReading(connection), now)) readSession(connection).catch(() => {})
-  if (isDue(nextRelease(connection), now)) discard(connection)
+  const time = now()
+  forgetFuture(connection, time)
+  if (isOver(connection, time) || isIdle(connection, time) || isDead(connection, time)) return
+  if (isDue(connection.refreshAt, time)) askToRefresh(connection)
+  if (isDue(nextReading(connection), time)) readSession(connection).catch(() => {})
+  if (isDue(nextRelease(connection), time)) discard(connection)
   lookAt(connection)
 }
 
 /** One that is closed already waits for its peer, and stays where it is. */
 export function lookAt (connection: GuardedConnection): void {
   if (!connection.isOpen) return
-  const { endsAt, refreshAt, pingAt, lastMessageAt, route: { hub: { settings } } } = connection
-  const times = [
-    endsAt, refreshAt, pingAt, nextReading(connection),
-    nextRelease(connection),
-    settings.idleTimeout === undefined ? 0 : lastMessageAt + settings.idleTimeout
-  ]
-  const next = times.reduce((soonest, time) => time !== 0 && time < soonest ? time : soonest, Infinity)
+  const { endsAt, refreshAt, pingAt, lastMessageAt, route: { hub: { settings: { idleTimeout } } } } = connection
+  let next = sooner(sooner(endsAt, refreshAt), sooner(pingAt, nextReading(connection)))
+  next = sooner(next, sooner(nextRelease(connection), idleTimeout === undefined ? 0 : lastMessageAt + idleTimeout))
   // Clocks are set forward and back: no connection goes unseen for longer than the wheel is round.
-  wheel.schedule(connection, Math.min(next - Date.now(), HORIZON))
+  wheel.schedule(connection, next === 0 ? HORIZON : Math.min(next - now(), HORIZON))
 }
 
 function end (connection: GuardedConnection): void {
@@ -83,17 +80,17 @@ function refreshTime ({ expiresAt, authenticatedAt }: AuthContext): number {
   const lifetime = expiresAt - authenticatedAt
   const part = authenticatedAt + lifetime * (REFRESH_FROM + Math.random() * (REFRESH_TO - REFRESH_FROM))
   const isLong = lifetime * (1 - REFRESH_FROM) > REFRESH_AHEAD
-  return Math.ceil(isLong ? Math.min(part, expiresAt - REFRESH_AHEAD) : part)
+  return fromEpoch(isLong ? Math.min(part, expiresAt - REFRESH_AHEAD) : part)
 }
 
-function askToRefresh (connection: GuardedConnection, now: number): void {
+function askToRefresh (connection: GuardedConnection): void {
   connection.refreshAt = 0
   connection.isAsked = true
   const { expiresAt } = connection.context
   if (connection.speaks) {
     sendFrame(connection.socket, { type: 'token_refresh_required', expiresIn: secondsUntil(expiresAt) ?? 0 })
   }
-  connection.announce('expiring', Math.max(0, (expiresAt ?? now) - now))
+  connection.announce('expiring', Math.max(0, (expiresAt ?? 0) - Date.now()))
 }
 
 /** 0: this connection has no session to read. */
@@ -102,7 +99,7 @@ function nextReading (connection: GuardedConnection): number {
   if (sessions === null || context.authType !== 'session' || isReading) return 0
   const routine = sessions.next(connection)
   const { expiresAt } = context
-  const beforeEnd = expiresAt === null ? Infinity : expiresAt - READ_AHEAD
+  const beforeEnd = expiresAt === null ? Infinity : fromEpoch(expiresAt - READ_AHEAD)
   return beforeEnd > readAt ? Math.min(routine, beforeEnd) : routine
 }
 
@@ -112,33 +109,33 @@ function nextRelease ({ heldSince }: GuardedConnection): number {
 }
 
 /** After the clock was set back, what happened lies ahead: as far as anybody can tell, it happened now. */
-function forgetFuture (connection: GuardedConnection, now: number): void {
+function forgetFuture (connection: GuardedConnection, time: number): void {
   const { heartbeat } = connection.route.hub.settings
-  if (heartbeat !== false) connection.pingAt = Math.min(connection.pingAt, now + heartbeat.interval)
-  connection.lastMessageAt = Math.min(connection.lastMessageAt, now)
-  connection.readAt = Math.min(connection.readAt, now)
-  connection.readWellAt = Math.min(connection.readWellAt, now)
-  connection.heldSince = Math.min(connection.heldSince, now)
+  if (heartbeat !== false) connection.pingAt = Math.min(connection.pingAt, time + heartbeat.interval)
+  connection.lastMessageAt = Math.min(connection.lastMessageAt, time)
+  connection.readAt = Math.min(connection.readAt, time)
+  connection.readWellAt = Math.min(connection.readWellAt, time)
+  connection.heldSince = Math.min(connection.heldSince, time)
 }
 
-function isIdle (connection: GuardedConnection, now: number): boolean {
+function isIdle (connection: GuardedConnection, time: number): boolean {
   const { idleTimeout } = connection.route.hub.settings
-  if (idleTimeout === undefined || now < connection.lastMessageAt + idleTimeout) return false
+  if (idleTimeout === undefined || time < connection.lastMessageAt + idleTimeout) return false
   closeConnection(connection, 'Inactive')
   return true
 }
 
 /** Pings in turn; a peer that sent nothing since the ping is gone, and is not asked to close. */
-function isDead (connection: GuardedConnection, now: number): boolean {
+function isDead (connection: GuardedConnection, time: number): boolean {
   const { heartbeat } = connection.route.hub.settings
-  if (heartbeat === false || !isDue(connection.pingAt, now)) return false
+  if (heartbeat === false || !isDue(connection.pingAt, time)) return false
   // What is not read cannot be heard: a socket that we or the application hold back is not a dead one.
   if (connection.isPinged && !connection.isAlive && !connection.socket.isPaused) {
     connection.socket.terminate()
     return true
   }
   connection.isPinged = !connection.isPinged
-  connection.pingAt = now + (connection.isPinged ? heartbeat.timeout : Math.max(heartbeat.interval - heartbeat.timeout, 0))
+  connection.pingAt = time + (connection.isPinged ? heartbeat.timeout : Math.max(heartbeat.interval - heartbeat.timeout, 0))
   if (connection.isPinged) {
     connection.isAlive = false
     connection.socket.ping()
@@ -153,6 +150,11 @@ function discard (connection: GuardedConnection): void {
   release(connection)
 }
 
-function isDue (time: number, now: number): boolean {
-  return time !== 0 && now >= time
+/** The sooner of two times, of which 0 is never. */
+function sooner (a: number, b: number): number {
+  return a === 0 || (b !== 0 && b < a) ? b : a
+}
+
+function isDue (due: number, time: number): boolean {
+  return due !== 0 && time >= due
 }

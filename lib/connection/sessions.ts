@@ -4,6 +4,7 @@ import { settledWithin } from '../deadline.js'
 import { isRefusal, type Refusal } from '../errors.js'
 import { sessionContext } from '../verify/context.js'
 import type { VerifiedSession } from '../verify/session.js'
+import { now } from './clock.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import type { Settings, Verifiers } from './hub.js'
@@ -78,20 +79,20 @@ export class SessionWatch {
   #apply (connection: GuardedConnection, outcome: VerifiedSession | Refusal): void {
     // What an earlier one's listener has closed is not brought back.
     if (!connection.isOpen) return
-    const now = Date.now()
-    connection.readAt = now
-    if (outcome === UNAVAILABLE) this.#serveOrClose(connection, now)
+    const time = now()
+    connection.readAt = time
+    if (outcome === UNAVAILABLE) this.#serveOrClose(connection, time)
     else if (outcome === 'FST_HYBRID_AUTH_EXPIRED_SESSION') closeConnection(connection, 'AuthenticationExpired')
     else if (isRefusal(outcome)) closeConnection(connection, 'Revoked')
     else {
-      connection.readWellAt = now
+      connection.readWellAt = time
       update(connection, outcome)
     }
   }
 
-  #serveOrClose (connection: GuardedConnection, now: number): void {
+  #serveOrClose (connection: GuardedConnection, time: number): void {
     const { onStoreError, maxStale } = this.#settings
-    if (onStoreError === 'close' || now - connection.readWellAt >= maxStale) closeConnection(connection, 'Unavailable')
+    if (onStoreError === 'close' || time - connection.readWellAt >= maxStale) closeConnection(connection, 'Unavailable')
     else connection.route.hub.lookAt(connection)
   }
 
@@ -125,7 +126,7 @@ function update (connection: GuardedConnection, session: VerifiedSession): void 
 
 /** Whether a message has to wait until the session was read again. */
 export function isStale ({ context, readAt, route: { sessionMaxAge } }: GuardedConnection): boolean {
-  return sessionMaxAge !== undefined && context.authType === 'session' && Date.now() - readAt > sessionMaxAge
+  return sessionMaxAge !== undefined && context.authType === 'session' && now() - readAt > sessionMaxAge
 }
 
 /** Reads the session of a connection, and everything else of that session. Never rejects. */

@@ -17,7 +17,7 @@ const SLOTS = 1024
 /** The furthest that an item waits before it is looked at again, in milliseconds: far below the 2^31 of a timer. */
 export const HORIZON = TICK * (SLOTS - 1)
 // Longer than this the loop is not kept from other work, however many items are due at once.
-const SLICE = 8
+const SLICE = 2
 
 export class Wheel {
   readonly #slots: Wheeled[][] = Array.from({ length: SLOTS }, () => [])

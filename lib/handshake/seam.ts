@@ -6,7 +6,7 @@ import type { FastifyInstance } from 'fastify'
 import { guardedClass } from '../connection/socket.js'
 import { authError } from '../errors.js'
 import { logFault } from '../observe/redaction.js'
-import { admissionOf, type Socket } from '../request.js'
+import { admissionOf, admitUpgrade, type Socket } from '../request.js'
 import { composeHandleProtocols } from './subprotocol.js'
 
 const INSTALLED = Symbol.for('fastify-hybrid-auth.seam')
@@ -27,7 +27,11 @@ export function installSeam (app: FastifyInstance): void {
     const admission = admissionOf(raw)
     if (admission === undefined) refuseUnguarded(app, raw, net)
     else if (admission === null) upgrade(raw, net, head, callback)
-    else upgrade(raw, net, head, (socket, request) => { admission(socket, net, () => { callback(socket, request) }) })
+    else {
+      // It is not kept with the request, which lives as long as its socket.
+      admitUpgrade(raw, null)
+      upgrade(raw, net, head, (socket, request) => { admission(socket, net, () => { callback(socket, request) }) })
+    }
   }
 }
 

@@ -18,14 +18,14 @@ export interface ConnectionAudit {
   identityChanged (connection: Audited): void
   expired (connection: Audited): void
   messageRefused (connection: Audited): void
-  closed (connection: Audited, closeCode: number): void
+  /** @param duration in milliseconds */
+  closed (connection: Audited, closeCode: number, duration: number): void
 }
 
 interface Audited {
   readonly id: string
   readonly request: FastifyRequest
   readonly context: AuthContext
-  readonly startedAt: number
 }
 
 export function createAuditor (sink: ((event: AuditEvent) => unknown) | undefined): Auditor {
@@ -51,8 +51,8 @@ export function createAuditor (sink: ((event: AuditEvent) => unknown) | undefine
     identityChanged (connection) { deliver(() => ({ type: 'identity_changed', ...about(connection) })) },
     expired (connection) { deliver(() => ({ type: 'expired', ...about(connection) })) },
     messageRefused (connection) { deliver(() => ({ type: 'message_refused', ...about(connection) })) },
-    closed (connection, closeCode) {
-      deliver(() => ({ type: 'closed', closeCode, duration: Date.now() - connection.startedAt, ...about(connection) }))
+    closed (connection, closeCode, duration) {
+      deliver(() => ({ type: 'closed', closeCode, duration, ...about(connection) }))
     }
   }
 }

@@ -29,10 +29,14 @@ export function loadById (store: SessionStore, sessionId: string): Maybe<LoadedS
     isStored(session) ? { sessionId, session, expires: session.cookie.expires } : null)
 }
 
-/** When the session now ends; null for a store that cannot extend, or a session that does not roll. */
+/**
+ * When the session now ends; null for one that does not roll.
+ * @throws FST_HYBRID_AUTH_MISSING_DEPENDENCY for a store that cannot extend
+ */
 export async function touch (store: SessionStore, sessionId: string): Promise<number | null> {
   const session = await readStore(store, sessionId)
-  if (store.touch === undefined || !isStored(session) || typeof session.cookie.originalMaxAge !== 'number') return null
+  if (store.touch === undefined) throw authError('FST_HYBRID_AUTH_MISSING_DEPENDENCY', 'session.touch needs a store with a touch(sessionId, session, callback) method')
+  if (!isStored(session) || typeof session.cookie.originalMaxAge !== 'number') return null
   const expires = new Date(Date.now() + session.cookie.originalMaxAge)
   const extended = { ...session, cookie: { ...plainCookie(session.cookie), expires } }
   await new Promise<void>((resolve, reject) => {
