@@ -1,10 +1,10 @@
 import type { Maybe } from './maybe.js'
 
 /**
- * `settle` is called exactly once: with the value, with `late` after `ms`, or with `failed(error)`. A value that is
+ * `settle` is called exactly once: with the value, with `late` after `ms` or a rejection. A value that is
  * there is handed on at once, and costs no timer.
  */
-export function settleWithin<T> (value: Maybe<T>, ms: number, late: T, failed: (error: unknown) => T, settle: (value: T) => void): void {
+export function settleWithin<T> (value: Maybe<T>, ms: number, late: T, settle: (value: T) => void): void {
   if (!(value instanceof Promise)) {
     settle(value)
     return
@@ -18,10 +18,10 @@ export function settleWithin<T> (value: Maybe<T>, ms: number, late: T, failed: (
   }
   const timer = setTimeout(once, ms, late)
   timer.unref()
-  value.then(once, (error: unknown) => { once(failed(error)) })
+  value.then(once, () => { once(late) })
 }
 
 /** {@link settleWithin} as a promise. */
 export function settledWithin<T> (value: Promise<T>, ms: number, late: T): Promise<T> {
-  return new Promise(resolve => { settleWithin(value, ms, late, () => late, resolve) })
+  return new Promise(resolve => { settleWithin(value, ms, late, resolve) })
 }

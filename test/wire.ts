@@ -252,7 +252,7 @@ export async function until (holds: () => boolean, what = 'it'): Promise<void> {
 }
 
 // ws declares its classes twice, for `import` and for `require`, and they are one at run time.
-/* eslint-disable @typescript-eslint/no-unsafe-class-instance-assignment */
+
 export function connectionOf (app: FastifyInstance, socket: ServerSocket): GuardedConnection {
   const connection = app.hybridAuth.connection(socket)
   if (!(connection instanceof GuardedConnection)) throw new Error('this socket is no connection')
@@ -261,7 +261,6 @@ export function connectionOf (app: FastifyInstance, socket: ServerSocket): Guard
 
 /** A stream of texts. */
 export const streamOf = (socket: ServerSocket) => createWebSocketStream(socket, { encoding: 'utf8', readableObjectMode: true })
-/* eslint-enable @typescript-eslint/no-unsafe-class-instance-assignment */
 
 /** One round of the loop. */
 export const turn = () => new Promise<void>(resolve => { setImmediate(resolve) })

@@ -164,7 +164,8 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
     return finish(this, code, reason)
   }
 
-  closeIfOver (): void {
+  mayReceive (): boolean {
     isOver(this)
+    return true
   }
 }

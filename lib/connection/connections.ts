@@ -23,7 +23,7 @@ import { awaitListener, isGuarded, ownerOf, setOwner, type GuardedSocket } from 
 
 export function createHub (options: ParsedOptions, verifiers: Verifiers, audit: Auditor, report: Hub['report']): Hub {
   const registry = new Registry()
-  const sessions = options.session === undefined ? null : new SessionWatch(options.session, options, verifiers, registry)
+  const sessions = verifiers.sessions === null ? null : new SessionWatch(verifiers.sessions, options, registry)
   return { settings: options, verifiers, registry, pending: new Set(), sessions, audit, report, lookAt, isDraining: false }
 }
 

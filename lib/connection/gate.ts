@@ -135,7 +135,7 @@ function askLater (connection: GuardedConnection, verdict: Maybe<unknown>): Mayb
 function judgeLater (connection: GuardedConnection, pending: Promise<unknown>, data: RawFrame, isBinary: boolean): void {
   const { version } = connection.context
   connection.isJudging = true
-  settleWithin<unknown>(pending, connection.route.hub.settings.handshakeTimeout, false, error => fault(connection, error), verdict => {
+  settleWithin<unknown>(pending, connection.route.hub.settings.handshakeTimeout, false, verdict => {
     connection.isJudging = false
     if (connection.isOpen && !isOver(connection)) {
       // Reached for a context that is no longer the connection's: reached again.

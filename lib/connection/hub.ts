@@ -13,7 +13,7 @@ import type { GuardedConnection } from './connection.js'
 import type { ReusableMessage } from './message.js'
 import type { PendingSocket } from './pending.js'
 import type { Registry } from './registry.js'
-import type { SessionWatch } from './sessions.js'
+import type { SessionWatch, SessionWatchSettings } from './sessions.js'
 
 /** The options that matter after the 101. */
 export type Settings = Pick<ParsedOptions,
@@ -23,10 +23,16 @@ export type Settings = Pick<ParsedOptions,
 export interface Verifiers {
   /** Who a token names. Neither throws nor rejects. */
   verifyToken (request: FastifyRequest, token: string): Maybe<AuthContext | Refusal>
+  readonly sessions: LiveSessions | null
+}
+
+/** Sessions as open sockets need them. */
+export interface LiveSessions {
+  readonly settings: SessionWatchSettings
   /** What the store holds of a session now. Neither throws nor rejects. */
-  rereadSession (request: FastifyRequest, sessionId: string): Maybe<VerifiedSession | Refusal>
-  /** Extends a rolling session; null where that was not asked for. Rejects with what the store says. */
-  readonly touchSession: ((request: FastifyRequest, sessionId: string) => Promise<number | null>) | null
+  readonly reread: (request: FastifyRequest, sessionId: string) => Maybe<VerifiedSession | Refusal>
+  /** Extends a rolling session; null where that was not asked for. Does not reject. */
+  readonly touch: ((request: FastifyRequest, sessionId: string) => Promise<number | null>) | null
 }
 
 export interface Hub {

@@ -6,7 +6,7 @@ import type { AuthContext } from '../../types/context.js'
 import { fromEpoch, now } from './clock.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection } from './connection.js'
-import { secondsUntil, sendFrame } from './control.js'
+import { sendFrame } from './control.js'
 import { release } from './gate.js'
 import { readSession } from './sessions.js'
 import { HORIZON, wheel } from './wheel.js'
@@ -86,11 +86,9 @@ function refreshTime ({ expiresAt, authenticatedAt }: AuthContext): number {
 function askToRefresh (connection: GuardedConnection): void {
   connection.refreshAt = 0
   connection.isAsked = true
-  const { expiresAt } = connection.context
-  if (connection.speaks) {
-    sendFrame(connection.socket, { type: 'token_refresh_required', expiresIn: secondsUntil(expiresAt) ?? 0 })
-  }
-  connection.announce('expiring', Math.max(0, (expiresAt ?? 0) - Date.now()))
+  const left = Math.max(0, Number(connection.context.expiresAt) - Date.now())
+  if (connection.speaks) sendFrame(connection.socket, { type: 'token_refresh_required', expiresIn: Math.ceil(left / 1000) })
+  connection.announce('expiring', left)
 }
 
 /** 0: this connection has no session to read. */

@@ -73,10 +73,12 @@ export class PendingSocket implements SocketOwner, Wheeled {
     return true
   }
 
-  closeIfOver (): void {}
+  /** Who broadcasts to every client of the server does not mean who has not said who it is. */
+  mayReceive (): boolean {
+    return false
+  }
 
   fail (name: CloseName, code?: Refusal, details: CloseDetails = {}): void {
-    if (!this.#isPending) return
     this.#leave()
     this.#route.hub.audit.refused(this.#request, code ?? 'FST_HYBRID_AUTH_MISSING_CREDENTIALS')
     closeSocket(this.#socket, name, this.#route.hub.settings.closeCodes, details)
@@ -106,7 +108,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
     const admitted = attempt(() => whenReady(hub.verifiers.verifyToken(this.#request, frame.token), outcome => isRefusal(outcome)
       ? outcome
       : whenReady(meets(outcome, this.#request), (holds): AuthContext | Refusal => holds ? outcome : 'FST_HYBRID_AUTH_FORBIDDEN')), failed)
-    settleWithin(admitted, hub.settings.handshakeTimeout, UNAVAILABLE, failed, outcome => {
+    settleWithin(admitted, hub.settings.handshakeTimeout, UNAVAILABLE, outcome => {
       if (!this.#isPending) return
       if (isRefusal(outcome)) {
         this.fail(ERRORS[outcome].close, outcome)

@@ -26,7 +26,7 @@ export function reauthenticate (connection: GuardedConnection, data: Buffer): vo
   const frame = data.length > MAX_FRAME || connection.refreshesInFlight >= MAX_IN_FLIGHT ? null : parseClientFrame(data.toString('utf8'))
   connection.refreshesInFlight++
   const outcome = frame === null ? INVALID : hub.verifiers.verifyToken(request, frame.token)
-  settleWithin(outcome, hub.settings.handshakeTimeout, UNAVAILABLE, () => UNAVAILABLE, verified => {
+  settleWithin(outcome, hub.settings.handshakeTimeout, UNAVAILABLE, verified => {
     connection.refreshesInFlight--
     if (!connection.isOpen || isOver(connection) || turn < connection.refreshApplied) return
     if (isRefusal(verified)) refuse(connection, verified)
@@ -97,7 +97,7 @@ function recheckRule (connection: GuardedConnection, context: AuthContext, onHol
     route.hub.report(request, 'rule', error)
     return false
   }
-  settleWithin(attempt(() => route.meets(context, request), failed), route.hub.settings.handshakeTimeout, false, failed, holds => {
+  settleWithin(attempt(() => route.meets(context, request), failed), route.hub.settings.handshakeTimeout, false, holds => {
     // A later context has its own answer, and may be there already.
     if (connection.context !== context || !connection.isOpen) return
     if (holds) onHolds()

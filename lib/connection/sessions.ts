@@ -7,7 +7,7 @@ import type { VerifiedSession } from '../verify/session.js'
 import { now } from './clock.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection } from './connection.js'
-import type { Settings, Verifiers } from './hub.js'
+import type { LiveSessions, Settings } from './hub.js'
 import type { Registry } from './registry.js'
 import { hasSameIdentity, replaceContext } from './reauth.js'
 
@@ -27,16 +27,16 @@ const JITTER = 0.1
 export class SessionWatch {
   readonly #settings: SessionWatchSettings
   readonly #timeout: number
-  readonly #verifiers: Verifiers
+  readonly #live: LiveSessions
   readonly #registry: Registry
   readonly #reading = new Map<string, Promise<void>>()
   readonly #queue: Array<() => void> = []
   #running = 0
 
-  constructor (settings: SessionWatchSettings, { handshakeTimeout }: Settings, verifiers: Verifiers, registry: Registry) {
-    this.#settings = settings
+  constructor (live: LiveSessions, { handshakeTimeout }: Settings, registry: Registry) {
+    this.#settings = live.settings
     this.#timeout = handshakeTimeout
-    this.#verifiers = verifiers
+    this.#live = live
     this.#registry = registry
   }
 
@@ -62,10 +62,10 @@ export class SessionWatch {
 
   /** Extends the session if the application used it, and only then. */
   async #readNow (request: FastifyRequest, sessionId: string): Promise<VerifiedSession | Refusal> {
-    const outcome = await this.#verifiers.rereadSession(request, sessionId)
-    const { touchSession } = this.#verifiers
-    if (isRefusal(outcome) || touchSession === null || !this.#takeUse(sessionId)) return outcome
-    const expiresAt = await touchSession(request, sessionId)
+    const { reread, touch } = this.#live
+    const outcome = await reread(request, sessionId)
+    if (isRefusal(outcome) || touch === null || !this.#takeUse(sessionId)) return outcome
+    const expiresAt = await touch(request, sessionId)
     return expiresAt === null ? outcome : { ...outcome, expiresAt }
   }
 
@@ -114,7 +114,7 @@ export class SessionWatch {
 /** A new version where the user changed; the same one with its new end where only that did. */
 function update (connection: GuardedConnection, session: VerifiedSession): void {
   const { context } = connection
-  const next = sessionContext(session, context.authType === 'session' ? context.fallbackFrom : undefined)
+  const next = sessionContext(session, 'fallbackFrom' in context ? context.fallbackFrom : undefined)
   if (!hasSameIdentity(context, next)) {
     connection.route.hub.audit.identityChanged(connection)
     closeConnection(connection, 'IdentityChanged')

@@ -3,6 +3,7 @@
  * every listener, so that no handler, library or stream has to be changed to be guarded.
  */
 import type { FastifyInstance } from 'fastify'
+import { authError } from '../errors.js'
 import type { Socket as WebSocket } from '../request.js'
 
 /** As `message` events carry it, by `binaryType`. */
@@ -18,8 +19,8 @@ export interface SocketOwner {
   listened (): void
   /** The socket is closed. false: the event waits for `emitClose`. */
   closed (code: number, reason: Buffer): boolean
-  /** A frame of the application is about to leave. */
-  closeIfOver (): void
+  /** Whether the peer may have a frame of the application. One that is past its end is closed here, and ws tells the sender. */
+  mayReceive (): boolean
 }
 
 /** As the options of a server have it. */
@@ -84,9 +85,10 @@ export function guardedClass (Base: SocketClass): SocketClass {
     }
 
     override send (data: Parameters<WebSocket['send']>[0], options?: SendOptions | SendCallback, callback?: SendCallback): void {
-      // Past its end the owner closes the socket here, and ws says to the sender what it says of a closed one.
-      this[OWNER]?.closeIfOver()
-      if (typeof options === 'object') super.send(data, options, callback)
+      if (this[OWNER]?.mayReceive() === false) {
+        const told = typeof options === 'function' ? options : callback
+        if (told !== undefined) process.nextTick(told, authError('FST_HYBRID_AUTH_MISSING_CREDENTIALS'))
+      } else if (typeof options === 'object') super.send(data, options, callback)
       else super.send(data, options ?? callback)
     }
 

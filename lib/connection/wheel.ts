@@ -105,12 +105,9 @@ export class Wheel {
   #armNext (current: number): void {
     this.#armedFor = Infinity
     if (this.#size === 0) return
-    for (let tick = current + 1; tick <= current + SLOTS; tick++) {
-      if (this.#slotOf(tick).length > 0) {
-        this.#arm(tick)
-        return
-      }
-    }
+    let tick = current + 1
+    while (this.#slotOf(tick).length === 0) tick++
+    this.#arm(tick)
   }
 }
 

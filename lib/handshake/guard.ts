@@ -51,7 +51,7 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
         report(request, 'rule', error)
         return UNAVAILABLE
       }
-      settleWithin(attempt(() => admit(request), failed), options.handshakeTimeout, UNAVAILABLE, failed, verdict => {
+      settleWithin(attempt(() => admit(request), failed), options.handshakeTimeout, UNAVAILABLE, verdict => {
         if (reply.sent || networkOf(request).socket?.destroyed === true) return
         if (typeof verdict === 'string') {
           audit.refused(request, verdict)

@@ -49,8 +49,8 @@ function refuseUnguarded (app: FastifyInstance, raw: IncomingMessage, net: Duple
 }
 
 /** Without the query, which may hold a token. */
-function pathOf ({ url = '' }: IncomingMessage): string {
-  return url.split('?', 1)[0] ?? ''
+function pathOf ({ url }: IncomingMessage): string {
+  return String(url).split('?', 1).join()
 }
 
 /** Accepts an upgrade before its route was reached. false: this one cannot be accepted. */

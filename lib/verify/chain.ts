@@ -6,7 +6,7 @@ import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedOptions } from '../options.js'
 import { jwtContext, sessionContext } from './context.js'
 import { createJwtVerifier } from './jwt.js'
-import { createSessionVerifier, type VerifiedSession } from './session.js'
+import { createSessionVerifier, type SessionVerifier, type VerifiedSession } from './session.js'
 
 /** What a caller knows of the request that this folder does not. */
 export interface Presented {
@@ -56,18 +56,25 @@ export async function createChain (options: ParsedOptions, report: FaultReporter
     authenticate,
     /** Who a token names that came over an open socket. Neither throws nor rejects. */
     verifyToken: (request: FastifyRequest, token: string) => tryJwt(request, { token, via: 'message' }),
-    /** What the store holds of a session now. Neither throws nor rejects. */
-    rereadSession: (request: FastifyRequest, sessionId: string) =>
-      closed<VerifiedSession | Refusal>(request, 'session', () => sessions?.reread(request, sessionId) ?? MISSING),
-    touchSession: sessions?.touch === undefined ? null : touchSession
+    /** null where there are no sessions. */
+    sessions: sessions === null ? null : liveSessions(sessions)
   }
 
-  /** When the session now ends; null where the store did not extend it. */
-  async function touchSession (request: FastifyRequest, sessionId: string): Promise<number | null> {
-    return sessions?.touch?.(request, sessionId).catch((error: unknown) => {
-      report(request, 'session.touch', error)
-      return null
-    }) ?? null
+  function liveSessions ({ settings, reread, touch }: SessionVerifier) {
+    return {
+      settings,
+      /** What the store holds of a session now. Neither throws nor rejects. */
+      reread: (request: FastifyRequest, sessionId: string) =>
+        closed<VerifiedSession | Refusal>(request, 'session', () => reread(request, sessionId)),
+      /** When the session now ends; null where the store did not extend it. null itself where that was not asked for. */
+      touch: touch === null
+        ? null
+        : (request: FastifyRequest, sessionId: string): Promise<number | null> =>
+            touch(request, sessionId).catch((error: unknown) => {
+              report(request, 'session.touch', error)
+              return null
+            })
+    }
   }
 
   function closed<T> (request: FastifyRequest, where: string, run: () => Maybe<T>): Maybe<T | Refusal> {

@@ -39,7 +39,7 @@ const CACHE_BYTES = 64 * 1024 * 1024
  * @param onBadIdentity told when the mapper returned something that is neither null nor an identity
  * @throws FST_HYBRID_AUTH_INVALID_OPTION on a key that cannot be used
  */
-export function createJwtVerifier (options: ParsedJwtOptions, onBadIdentity: () => void = () => {}) {
+export function createJwtVerifier (options: ParsedJwtOptions, onBadIdentity: () => void) {
   const keyring = createKeyring(options.key, options.algorithms)
   const { checkForm, remember } = createFormCheck(options.algorithms, options.maxTokenLength)
   const checkClaims = createClaimsCheck(options)

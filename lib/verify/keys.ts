@@ -17,8 +17,11 @@ export type VerifierKey = ReadonlyMap<Algorithm, SignatureVerifier>
 export class KeyRefused extends Error {}
 
 const HASH_BYTES = { 256: 32, 384: 48, 512: 64 } as const
-const CURVES: Partial<Record<Algorithm, string>> = { ES256: 'prime256v1', ES384: 'secp384r1', ES512: 'secp521r1' }
-const EC_SIGNATURE_BYTES: Partial<Record<Algorithm, number>> = { ES256: 64, ES384: 96, ES512: 132 }
+const CURVES = {
+  ES256: { name: 'prime256v1', signatureBytes: 64 },
+  ES384: { name: 'secp384r1', signatureBytes: 96 },
+  ES512: { name: 'secp521r1', signatureBytes: 132 }
+} as const
 const ED_SIGNATURE_BYTES: Readonly<Record<string, number>> = { ed25519: 64, ed448: 114 }
 const MIN_RSA_BITS = 2048
 
@@ -104,18 +107,18 @@ function isDer (bytes: Buffer): boolean {
 
 /** How long a signature is, in bytes, or why this key and this algorithm do not go together. */
 function signatureBytes (key: KeyObject, algorithm: Algorithm): number | string {
-  const details = key.asymmetricKeyDetails
+  const details = { ...key.asymmetricKeyDetails }
   switch (algorithm) {
     case 'HS256': case 'HS384': case 'HS512': {
       const needed = hashBytes(algorithm)
-      return (key.symmetricKeySize ?? 0) >= needed ? needed : `is shorter than the ${needed} bytes that ${algorithm} needs (RFC 7518 §3.2)`
+      return Number(key.symmetricKeySize) >= needed ? needed : `is shorter than the ${needed} bytes that ${algorithm} needs (RFC 7518 §3.2)`
     }
     case 'ES256': case 'ES384': case 'ES512':
-      return details?.namedCurve === CURVES[algorithm] ? EC_SIGNATURE_BYTES[algorithm] ?? 0 : `is not on the curve that ${algorithm} needs`
+      return details.namedCurve === CURVES[algorithm].name ? CURVES[algorithm].signatureBytes : `is not on the curve that ${algorithm} needs`
     case 'EdDSA':
-      return ED_SIGNATURE_BYTES[key.asymmetricKeyType ?? ''] ?? 'is not an Ed25519 or Ed448 key'
+      return ED_SIGNATURE_BYTES[String(key.asymmetricKeyType)] ?? 'is not an Ed25519 or Ed448 key'
     default: {
-      const { modulusLength = 0, publicExponent = 0n } = details ?? {}
+      const { modulusLength = 0, publicExponent = 0n } = details
       if (key.asymmetricKeyType !== 'rsa') return `is not the RSA key that ${algorithm} needs`
       if (modulusLength < MIN_RSA_BITS) return `has fewer than ${MIN_RSA_BITS} bits (RFC 7518 §3.3)`
       return publicExponent >= 3n ? Math.ceil(modulusLength / 8) : 'has a public exponent below 3'

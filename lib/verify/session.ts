@@ -32,7 +32,7 @@ const MAX_COOKIE_LENGTH = 4096
 export type SessionVerifier = Awaited<ReturnType<typeof createSessionVerifier>>
 
 /** @throws FST_HYBRID_AUTH_MISSING_DEPENDENCY where a store is given and @fastify/cookie is not installed */
-export async function createSessionVerifier (options: ParsedSessionOptions, onBadIdentity: () => void = () => {}) {
+export async function createSessionVerifier (options: ParsedSessionOptions, onBadIdentity: () => void) {
   const { store, secret } = options
   const reader = store !== undefined && secret !== undefined
     ? readFromStore(options, store, await toSigner(secret))
@@ -57,7 +57,8 @@ export async function createSessionVerifier (options: ParsedSessionOptions, onBa
       outcome === EXPIRED ? INVALID : outcome),
     /** The same session, read from its store now. */
     reread: (request: FastifyRequest, sessionId: string) => whenReady(loadById(storeOf(request, store), sessionId), identify),
-    touch: options.touch ? (request: FastifyRequest, sessionId: string) => touch(storeOf(request, store), sessionId) : undefined
+    touch: options.touch ? async (request: FastifyRequest, sessionId: string) => touch(storeOf(request, store), sessionId) : null,
+    settings: options
   }
 }
 

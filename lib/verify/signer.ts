@@ -8,9 +8,9 @@ const SIGNED_COOKIES = 20_000
 const SIGNED_BYTES = 16 * 1024 * 1024
 
 /** @throws FST_HYBRID_AUTH_MISSING_DEPENDENCY where @fastify/cookie is not installed and would be needed */
-export async function toSigner (secret: NonNullable<ParsedSessionOptions['secret']>): Promise<CookieSigner> {
+export async function toSigner (secret: NonNullable<ParsedSessionOptions['secret']>, load = () => import('@fastify/cookie')): Promise<CookieSigner> {
   if (isSigner(secret)) return secret
-  const { Signer } = await import('@fastify/cookie').catch(() => {
+  const { Signer } = await load().catch(() => {
     throw authError('FST_HYBRID_AUTH_MISSING_DEPENDENCY', 'session.store needs the package @fastify/cookie')
   })
   return remembering(new Signer([secret].flat().map(one => Buffer.from(one))))

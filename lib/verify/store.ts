@@ -34,8 +34,8 @@ export function loadById (store: SessionStore, sessionId: string): Maybe<LoadedS
  * @throws FST_HYBRID_AUTH_MISSING_DEPENDENCY for a store that cannot extend
  */
 export async function touch (store: SessionStore, sessionId: string): Promise<number | null> {
-  const session = await readStore(store, sessionId)
   if (store.touch === undefined) throw authError('FST_HYBRID_AUTH_MISSING_DEPENDENCY', 'session.touch needs a store with a touch(sessionId, session, callback) method')
+  const session = await readStore(store, sessionId)
   if (!isStored(session) || typeof session.cookie.originalMaxAge !== 'number') return null
   const expires = new Date(Date.now() + session.cookie.originalMaxAge)
   const extended = { ...session, cookie: { ...plainCookie(session.cookie), expires } }
