@@ -8,6 +8,7 @@ import t, { type Test } from 'tap'
 import { WebSocket } from 'ws'
 import { byteLengthOf, toBuffer } from '../lib/connection/message.js'
 import { GuardedConnection } from '../lib/connection/connection.js'
+import { ownerOf } from '../lib/connection/socket.js'
 import { readSession } from '../lib/connection/sessions.js'
 import { acceptEarly } from '../lib/handshake/seam.js'
 import hybridAuth, { type ConnectionFilter, type Identity } from '../lib/index.js'
@@ -53,7 +54,9 @@ t.test('case 62: a broadcast to every client of the server does not reach a sock
 
   const told: unknown[] = []
   for (const socket of server.websocketServer.clients) {
-    socket.on('message', () => {})
+    socket.on('message', () => { t.fail('nobody hears what is not authenticated') })
+    ownerOf(socket)?.listened()
+    socket.emit('error', new Error('it has a listener of ours'))
     socket.send('secret news')
     await new Promise<void>(resolve => { socket.send('secret news', error => { told.push(error); resolve() }) })
     await new Promise<void>(resolve => { socket.send('secret news', {}, error => { told.push(error); resolve() }) })
@@ -130,6 +133,25 @@ t.test('what is missing is named: the signer, the store, and what a store cannot
   const bare: unknown = {}
   t.throws(() => storeOf(bare as FastifyRequest, undefined), { code: 'FST_HYBRID_AUTH_MISSING_DEPENDENCY' })
   await t.rejects(touch({ get () {} }, 'id'), { code: 'FST_HYBRID_AUTH_MISSING_DEPENDENCY', message: /touch/ })
+})
+
+t.test('a store is given the session back as it would keep it, and may refuse in any way', async t => {
+  const given: unknown[] = []
+  const storeWith = (cookie: object, refusal?: unknown) => ({
+    get (_id: string, callback: (error: unknown, session?: unknown) => void) { callback(null, { user: 'u', cookie }) },
+    touch (_id: string, session: unknown, callback: (error?: unknown) => void) {
+      given.push(session)
+      callback(refusal)
+    }
+  })
+  const before = Date.now()
+  t.ok(Number(await touch(storeWith({ originalMaxAge: 1000, hidden: 1, toJSON: () => ({ originalMaxAge: 1000, path: '/' }) }), 'id')) >= before + 1000)
+  t.ok(Number(await touch(storeWith({ originalMaxAge: 1000, toJSON: 1 }, null), 'id')) >= before + 1000)
+  t.match(given, [{ user: 'u', cookie: { path: '/', expires: Date } }, { cookie: { originalMaxAge: 1000 } }])
+  t.notMatch(given, [{ cookie: { hidden: 1 } }])
+  t.equal(await touch(storeWith({ originalMaxAge: null }), 'id'), null, 'a session that does not roll')
+  await t.rejects(touch(storeWith({ originalMaxAge: 1000 }, new RangeError('x')), 'id'), RangeError)
+  await t.rejects(touch(storeWith({ originalMaxAge: 1000 }, 'no'), 'id'), Error)
 })
 
 t.test('session.touch with a store of @fastify/session that cannot extend is a fault in the log, and the socket stays', async t => {

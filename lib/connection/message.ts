@@ -20,8 +20,9 @@ export class ReusableMessage implements Message {
   }
 
   get data (): Buffer {
-    if (!Buffer.isBuffer(this.#raw)) this.#raw = toBuffer(this.#raw)
-    return this.#raw
+    const data = toBuffer(this.#raw)
+    this.#raw = data
+    return data
   }
 
   text (): string {

@@ -20,7 +20,7 @@ export const HORIZON = TICK * (SLOTS - 1)
 const SLICE = 2
 
 export class Wheel {
-  readonly #slots: Wheeled[][] = Array.from({ length: SLOTS }, () => [])
+  readonly #slots: Wheeled[][] = []
   /** The last tick whose slot was emptied. */
   #emptied = tickOf(performance.now())
   #armedFor = Infinity
@@ -66,7 +66,8 @@ export class Wheel {
   }
 
   #slotOf (tick: number): Wheeled[] {
-    return this.#slots[tick % SLOTS] ?? []
+    const at = tick % SLOTS
+    return (this.#slots[at] ??= [])
   }
 
   #arm (tick: number): void {

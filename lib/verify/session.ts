@@ -2,12 +2,12 @@
 import type { FastifyRequest } from 'fastify'
 import type {} from '@fastify/session'
 import { parseCookie } from 'cookie'
-import type { CookieSigner, SessionStore, StoredSession } from '../../types/options.js'
+import type { SessionStore, StoredSession } from '../../types/options.js'
 import { isRefusal, type Refusal } from '../errors.js'
 import { adopt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedSessionOptions } from '../options.js'
 import { checkIdentity, type CheckedIdentity } from './identity.js'
-import { toSigner } from './signer.js'
+import { toSigner, type Unsigner } from './signer.js'
 import { isStored, loadById, storeOf, touch, type LoadedSession } from './store.js'
 
 /** A session that names a user. */
@@ -86,7 +86,7 @@ function restoredFor (request: FastifyRequest): RestoredSession | null {
 }
 
 /** Reads the store itself: one signature check, one `get`, and nothing at all for a request without the cookie. */
-function readFromStore ({ cookieName, cookiePrefix }: ParsedSessionOptions, store: SessionStore, signer: CookieSigner): SessionReader {
+function readFromStore ({ cookieName, cookiePrefix }: ParsedSessionOptions, store: SessionStore, signer: Unsigner): SessionReader {
   return {
     isPresented: request => cookieOf(request, cookieName) !== undefined,
     load (request) {
