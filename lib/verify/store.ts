@@ -34,14 +34,14 @@ export function loadById (store: SessionStore, sessionId: string): Maybe<LoadedS
  * @throws FST_HYBRID_AUTH_MISSING_DEPENDENCY for a store that cannot extend
  */
 export async function touch (store: SessionStore, sessionId: string): Promise<number | null> {
-  const { touch: extend } = store
+  const extend = store.touch?.bind(store)
   if (extend === undefined) throw authError('FST_HYBRID_AUTH_MISSING_DEPENDENCY', 'session.touch needs a store with a touch(sessionId, session, callback) method')
   const session = await readStore(store, sessionId)
   if (!isStored(session) || typeof session.cookie.originalMaxAge !== 'number') return null
   const expires = new Date(Date.now() + session.cookie.originalMaxAge)
   const extended = { ...session, cookie: { ...plainCookie(session.cookie), expires } }
   await new Promise<void>((resolve, reject) => {
-    extend.call(store, sessionId, extended, error => {
+    extend(sessionId, extended, error => {
       if (error === undefined || error === null) resolve()
       else reject(error instanceof Error ? error : new StoreFailed())
     })
