@@ -19,7 +19,7 @@ import { ReusableMessage } from './message.js'
 import { PendingSocket } from './pending.js'
 import { Registry } from './registry.js'
 import { SessionWatch } from './sessions.js'
-import { awaitListener, isGuarded, ownerOf, setOwner, type GuardedSocket } from './socket.js'
+import { isGuarded, ownerOf, setOwner, type GuardedSocket } from './socket.js'
 
 export function createHub (options: ParsedOptions, verifiers: Verifiers, audit: Auditor, report: Hub['report']): Hub {
   const registry = new Registry()
@@ -86,7 +86,6 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
   const { heartbeat } = hub.settings
   if (heartbeat !== false) connection.pingAt = connection.startedAt + heartbeat.interval
   hub.registry.add(connection)
-  awaitListener(socket)
   schedule(connection)
   holdEarly(connection, held)
   return connection
