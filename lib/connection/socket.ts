@@ -26,7 +26,8 @@ export interface SocketOwner {
 /** As the options of a server have it. */
 type SocketClass = NonNullable<FastifyInstance['websocketServer']['options']['WebSocket']>
 
-const OWNER = Symbol('owner')
+// Registered, as two copies of this library may share a server: the class is the first one's.
+const OWNER = Symbol.for('fastify-hybrid-auth.owner')
 
 /** What we use of the subclass beyond WebSocket. */
 export interface GuardedSocket extends WebSocket {
