@@ -1,6 +1,6 @@
 /**
  * What stands between a socket and the application's listeners: one FIFO per connection. A verdict that is there at once
- * costs no promise and no allocation; one that is not holds back the frames behind it.
+ * costs no promise and no object; one that is not holds back the frames behind it.
  */
 import { settleWithin } from '../deadline.js'
 import { adopt, type Maybe } from '../maybe.js'
