@@ -46,13 +46,19 @@ t.test('a refresh is asked for at 70 to 90 % of the lifetime, at least 30 s ahea
   const table: Array<[string, number, number, number, number]> = [
     ['an hour, at once', 3600, 0, 3600 * 0.7, 1080], ['an hour, late', 3600, 1, 3600 * 0.9, 360],
     ['200 s, late', 200, 1, 170, 30], ['200 s, early', 200, 0, 140, 60], ['120 s, late', 120, 1, 90, 30],
-    ['10 s, early', 10, 0, 7, 3], ['10 s, late', 10, 1, 9, 1], ['60 s, middle', 60, 0.5, 48, 12], ['100 s, late', 100, 1, 90, 10]
+    ['10 s, early', 10, 0, 7, 3], ['10 s, late', 10, 1, 9, 1], ['60 s, middle', 60, 0.5, 48, 12], ['99 s, late', 99, 1, 89.1, 9.9]
   ]
   for (const [what, lifetime, random, after, left] of table) {
-    clock.reset()
     setRandom(t, random)
-    const opened = Date.now()
-    const { peer, there } = await open({ token: goodToken({ exp: opened / 1000 + lifetime }), speaks: true })
+    const openNow = async () => {
+      clock.reset()
+      const opened = Date.now()
+      return { opened, ...await open({ token: goodToken({ exp: opened / 1000 + lifetime }), speaks: true }) }
+    }
+    // The lifetime is counted from the authentication: a machine that took its time with that tries again.
+    let attempt = await openNow()
+    while (attempt.there.connection.context.authenticatedAt - attempt.opened > 150) attempt = await openNow()
+    const { opened, peer, there } = attempt
     const remaining: number[] = []
     there.connection.on('expiring', ms => { remaining.push(ms) })
     const moveTo = (seconds: number) => {
