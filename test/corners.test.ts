@@ -15,6 +15,7 @@ import hybridAuth, { type ConnectionFilter, type Identity } from '../lib/index.j
 import { logFault } from '../lib/observe/redaction.js'
 import { toSigner } from '../lib/verify/signer.js'
 import { storeOf, touch } from '../lib/verify/store.js'
+import { cookieFor } from './stores.js'
 import { build, goodToken, JWT, portOf, SESSION, SESSION_SECRET, upgrade } from './helpers.js'
 
 const bearer = () => ({ authorization: `Bearer ${goodToken()}` })
@@ -208,4 +209,40 @@ t.test('a mapper that returns what is no identity is warned of once', async t =>
   const [set = ''] = [first.headers['set-cookie'] ?? ''].flat()
   t.equal((await server.inject({ url: '/me', headers: { cookie: set.split(';', 1).join() } })).statusCode, 401)
   t.match(warnings, [/^jwt\.user returned/, /^session\.user returned/])
+})
+
+t.test('case 58: frames that a peer left behind its close are not delivered for a session that is gone by then', async t => {
+  const readings: Array<(error: unknown, session?: unknown) => void> = []
+  const stored = { user: { userId: 'bob' }, cookie: { expires: null } }
+  let isOpen = false
+  const server = app(t)
+  await server.register(websocket)
+  await server.register(hybridAuth, {
+    session: {
+      ...SESSION,
+      secret: SESSION_SECRET,
+      store: { get (_id, callback) { if (isOpen) readings.push(callback); else callback(null, stored) } }
+    }
+  })
+  const heard: string[] = []
+  const closed = new Promise<void>(resolve => {
+    server.get('/live', { websocket: true, auth: { sessionMaxAge: 0 } }, socket => {
+      isOpen = true
+      socket.on('message', (data: Buffer) => { heard.push(data.toString()) })
+      socket.on('close', () => { resolve() })
+      socket.send('{}')
+    })
+  })
+  await server.listen({ port: 0, host: '127.0.0.1' })
+  const host = `127.0.0.1:${portOf(server)}`
+  const client = new WebSocket(`ws://${host}/live`, { headers: { cookie: cookieFor('s1'), origin: `http://${host}` } })
+  await new Promise(resolve => { client.once('message', resolve) })
+  const opened = Date.now()
+  while (Date.now() <= opened + 1) await new Promise(resolve => { setImmediate(resolve) })
+  client.send('left behind')
+  client.close()
+  while (server.hybridAuth.count() > 0 || readings.length === 0) await new Promise(resolve => { setImmediate(resolve) })
+  for (const answer of readings) answer(null, null)
+  await closed
+  t.same(heard, [])
 })

@@ -460,6 +460,17 @@ t.test('a connection moves to its new credential, of whatever kind, and is found
   same(t, registry, [], 'all gone')
 })
 
+t.test('a connection that has left the registry does not come back into it with a new credential', async t => {
+  const { registry, all } = registryOf([byToken('t1'), byToken('t1'), byToken('t2')])
+  const [gone, ...others] = all
+  if (gone === undefined) throw new Error('there are three')
+  registry.remove(gone)
+  const next = byToken('t2')
+  registry.rekey(gone, () => { gone.context = next })
+  t.equal(gone.context, next)
+  same(t, registry, others, 'the others are where they were')
+})
+
 t.test('finding one user among 50 000 takes microseconds, and so does leaving', async t => {
   const { registry, all } = registryOf(Array.from({ length: 50_000 }, (_, i) => byToken(`t${i}`, { userId: `u${i}` })))
   const perCall = (calls: number, call: (i: number) => void) => {

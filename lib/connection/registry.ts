@@ -38,6 +38,11 @@ export class Registry {
 
   /** Moves the connection to its new credential; the user stays the same. */
   rekey (connection: GuardedConnection, swap: () => void): void {
+    // One whose peer has closed is in no index any more, and does not come back into one.
+    if (!this.#all.has(connection)) {
+      swap()
+      return
+    }
     this.#unlinkCredential(connection)
     swap()
     this.#linkCredential(connection)

@@ -29,7 +29,7 @@ export class SessionWatch {
   readonly #timeout: number
   readonly #live: LiveSessions
   readonly #registry: Registry
-  readonly #reading = new Map<string, Promise<void>>()
+  readonly #reading = new Map<string, Promise<VerifiedSession | Refusal>>()
   readonly #queue: Array<() => void> = []
   #running = 0
 
@@ -46,7 +46,7 @@ export class SessionWatch {
   }
 
   /** Reads the session and brings every socket of it up to date. Never rejects. */
-  read (request: FastifyRequest, sessionId: string): Promise<void> {
+  read (request: FastifyRequest, sessionId: string): Promise<VerifiedSession | Refusal> {
     const known = this.#reading.get(sessionId)
     if (known !== undefined) return known
     const reading = this.#whenFree()
@@ -55,6 +55,7 @@ export class SessionWatch {
         this.#reading.delete(sessionId)
         this.#free()
         for (const connection of this.#registry.find({ sessionId })) this.#apply(connection, outcome)
+        return outcome
       })
     this.#reading.set(sessionId, reading)
     return reading
@@ -134,7 +135,9 @@ export async function readSession (connection: GuardedConnection): Promise<void>
   const { context, request, route: { hub } } = connection
   if (context.authType !== 'session') return
   connection.isReading = true
-  await hub.sessions?.read(request, context.sessionId)
+  const outcome = await hub.sessions?.read(request, context.sessionId)
   connection.isReading = false
+  // A connection whose peer has closed is in no index, and its held frames are judged all the same.
+  if (isRefusal(outcome) && outcome !== UNAVAILABLE) closeConnection(connection, 'Revoked')
   hub.lookAt(connection)
 }
