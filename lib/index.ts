@@ -2,6 +2,8 @@
 import fp from 'fastify-plugin'
 import type { FastifyPluginAsync } from 'fastify'
 import type { HybridAuthOptions } from '../types/options.js'
+import { createClusterApi, ClusterNode } from './cluster/node.js'
+import { Revocations } from './cluster/revocations.js'
 import { createConnectionApi, createHub } from './connection/connections.js'
 import { drainHub, drainOnClose } from './connection/drain.js'
 import { authError } from './errors.js'
@@ -12,6 +14,7 @@ import { createAuditor } from './observe/audit.js'
 import { checkLogger, createIdentityWarning, logFault, redactNotFound } from './observe/redaction.js'
 import { parseOptions, parseRule } from './options.js'
 import { CONTEXT, contextOf } from './request.js'
+import { watchLogouts } from './verify/logout.js'
 import { createChain, type FaultReporter } from './verify/chain.js'
 
 const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth (app, given) {
@@ -19,8 +22,11 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   checkLogger(app.log, options.credentials)
 
   const audit = createAuditor(options.audit)
-  const chain = await createChain(options, report, createIdentityWarning(app.log))
-  const hub = createHub(options, chain, audit, report)
+  const revocations = new Revocations()
+  const node = new ClusterNode(options, revocations, audit)
+  const chain = await createChain(options, { report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster })
+  const hub = createHub(options, { verifiers: chain, audit, report, revocations, limits: node.limits })
+  node.attach(hub)
   const createGuard = createGuards(options, { chain, hub, audit, report })
 
   if (!app.hasRequestDecorator('auth')) {
@@ -35,18 +41,23 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   }
   app.decorate('hybridAuth', {
     ...createConnectionApi(hub),
+    ...createClusterApi(node),
+    events: audit.events,
     contextOf,
     require: rule => createGuard(parseRule(rule), false)
   })
 
   guardRoutes(app, options.guard, createGuard)
+  watchLogouts(app, options.session, node)
   drainOnClose(app, () => drainHub(hub))
+  app.addHook('onClose', async () => node.stop())
   if (options.credentials.query) app.addHook('onRequest', redactNotFound)
   app.addHook('onReady', async () => {
     if (options.session !== undefined && options.session.store === undefined && !app.hasRequestDecorator('session')) {
       throw authError('FST_HYBRID_AUTH_MISSING_DEPENDENCY', 'session needs @fastify/session registered in the same scope, or session.store')
     }
     installSeam(app)
+    await node.cluster.start()
     if (options.guard === 'opt-in') app.log.warn('WebSocket routes without an `auth` option are open: guard is "opt-in"')
   })
 }

@@ -2,10 +2,11 @@
 import * as v from 'valibot'
 import type { Algorithm, HybridAuthOptions, JwtOptions, SessionOptions } from '../types/options.js'
 import type { AuthType } from '../types/context.js'
+import type { ClusterDriver } from './cluster/cluster.js'
 import type { MessageRule, RouteAuth, Rule, RuleFunction } from '../types/rules.js'
-import { invalidOption } from './errors.js'
 import { parseOriginPattern } from './handshake/origin.js'
 import { CLOSE, type CloseName } from './protocol.js'
+import { DAY, flag, fn, names, oneOf, oneOrMore, parse, text, within } from './schema.js'
 
 const ALGORITHMS = [
   'HS256', 'HS384', 'HS512', 'RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'ES512', 'EdDSA'
@@ -14,20 +15,6 @@ const AUTH_TYPES = ['jwt', 'session'] as const satisfies readonly AuthType[]
 
 /** RS and PS are the two schemes of one kind of key. */
 const family = (algorithm: Algorithm) => algorithm.slice(0, 2).replace('PS', 'RS')
-
-const text = (what: string) => v.pipe(v.string(`must be ${what}`), v.nonEmpty(`must be ${what}`))
-const names = (what: string) => v.pipe(v.array(text(what), `must be a list, each ${what}`), v.nonEmpty('must not be empty'))
-const oneOrMore = v.pipe(
-  v.union([text('an exact string'), names('an exact string')], 'must be an exact string or a list of them'),
-  v.transform(given => typeof given === 'string' ? [given] : given))
-const flag = (byDefault: boolean) => v.optional(v.boolean('must be true or false'), byDefault)
-const within = (min: number, max: number, unit: string) => {
-  const message = `must be a number of ${unit} from ${min} to ${max}`
-  return v.pipe(v.number(message), v.minValue(min, message), v.maxValue(max, message))
-}
-const oneOf = <const Choices extends readonly [string, ...string[]]>(choices: Choices) =>
-  v.picklist(choices, `must be one of ${choices.join(', ')}`)
-const fn = <F>() => v.custom<F>(given => typeof given === 'function', 'must be a function')
 
 const jwt = v.strictObject({
   // The kinds of key are told apart where they are imported.
@@ -51,7 +38,6 @@ const isSecret = (given: unknown) => (typeof given === 'string' || Buffer.isBuff
 const isSigner = (given: unknown) => typeof given === 'object' && given !== null &&
   'sign' in given && typeof given.sign === 'function' && 'unsign' in given && typeof given.unsign === 'function'
 
-const DAY = 86_400_000
 const UNUSED = 'has no use without session.store'
 
 const session = v.pipe(
@@ -79,12 +65,21 @@ const session = v.pipe(
 const credentials = v.strictObject({
   query: flag(false),
   subprotocol: flag(true),
+  ticket: flag(true),
   allowTokenInLogs: flag(false)
 })
 
 const heartbeat = v.strictObject({
   interval: v.optional(within(10, DAY, 'milliseconds'), 25_000),
   timeout: v.optional(within(10, DAY, 'milliseconds'), 10_000)
+})
+
+const places = () => v.optional(v.pipe(within(1, 1e9, 'connections'), v.integer('must be a whole number')))
+const connectionLimits = v.strictObject({
+  perUser: places(),
+  perIp: places(),
+  perTenant: places(),
+  policy: v.optional(oneOf(['reject', 'evict-oldest']), 'reject')
 })
 
 const CLOSE_NAMES = Object.keys(CLOSE) as CloseName[]
@@ -121,8 +116,15 @@ const schema = v.pipe(
     }), {}),
     closeCodes: v.optional(closeCodes, {}),
     limits: v.optional(v.strictObject({
-      pending: v.optional(within(0, 1e6, 'sockets'), 1000)
+      pending: v.optional(within(0, 1e6, 'sockets'), 1000),
+      connections: v.optional(connectionLimits)
     }), {}),
+    revocations: v.optional(v.strictObject({
+      retention: v.optional(within(1000, 4000 * DAY, 'milliseconds'), 30 * DAY)
+    }), {}),
+    cluster: v.optional(v.custom<ClusterDriver>(
+      given => typeof given === 'object' && given !== null && 'join' in given && typeof given.join === 'function',
+      'must be a cluster, as redisCluster(client) makes one')),
     audit: v.optional(fn<NonNullable<HybridAuthOptions['audit']>>())
   }, 'must be an object'),
   v.forward(v.check(given => given.jwt !== undefined || given.session !== undefined, 'is required, or session is: nothing could authenticate anybody'), ['jwt']))
@@ -180,18 +182,4 @@ export function parseRouteAuth (given: RouteAuth, isSocket: boolean): ParsedRout
   const rule = given === true ? {} : typeof given === 'function' ? { check: given } : given
   if (!isSocket) parse(httpRouteRule, rule, 'auth')
   return parse(socketRouteRule, rule, 'auth')
-}
-
-function parse<Schema extends v.GenericSchema> (schema: Schema, given: unknown, under: string): v.InferOutput<Schema> {
-  const result = v.safeParse(schema, given)
-  if (result.success) return result.output
-  // A name that is mistyped explains the one that is missing.
-  const issue = result.issues.find(isUnknownName) ?? result.issues[0]
-  const path = [under, v.getDotPath(issue) ?? ''].filter(part => part !== '').join('.')
-  const isMissing = issue.type === 'strict_object' && issue.received === 'undefined'
-  throw invalidOption(path === '' ? 'options' : path, isUnknownName(issue) ? 'is not an option' : isMissing ? 'is required' : issue.message)
-}
-
-function isUnknownName ({ type, expected }: v.BaseIssue<unknown>): boolean {
-  return type === 'strict_object' && expected === 'never'
 }

@@ -67,6 +67,13 @@ export interface AuthSuccessFrame {
 export interface AuthUpdatedFrame { readonly type: 'auth_updated', readonly expiresIn: number | null }
 /** Asks for `auth_update` within `expiresIn` seconds. */
 export interface RefreshRequiredFrame { readonly type: 'token_refresh_required', readonly expiresIn: number }
+/** The permissions of the connection were changed. */
+export interface PermissionUpdateFrame {
+  readonly type: 'permission_update'
+  readonly permissions: readonly string[]
+  readonly added: readonly string[]
+  readonly removed: readonly string[]
+}
 /** Something was refused and the socket stays. */
 export interface ErrorFrame {
   readonly type: 'error'
@@ -78,7 +85,7 @@ export interface ErrorFrame {
 /** Comes before a close of ours, with the same meaning. */
 export interface ByeFrame { readonly type: 'bye', readonly code: string, readonly action: CloseAction, readonly retryAfterMs?: number }
 /** Every frame that the server sends by itself. */
-export type ServerFrame = AuthSuccessFrame | AuthUpdatedFrame | RefreshRequiredFrame | ErrorFrame | ByeFrame
+export type ServerFrame = AuthSuccessFrame | AuthUpdatedFrame | RefreshRequiredFrame | PermissionUpdateFrame | ErrorFrame | ByeFrame
 
 /** A client frame out of its text; null where it is not one, in every member. */
 export function parseClientFrame (text: string): ClientFrame | null {

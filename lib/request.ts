@@ -39,7 +39,7 @@ export interface Network {
   readonly protocol?: string | undefined
   readonly host?: string | undefined
   readonly ip?: string | undefined
-  readonly socket?: { readonly remotePort?: number | undefined, readonly destroyed?: boolean | undefined } | undefined
+  readonly socket?: { readonly remotePort?: number | undefined, readonly destroyed?: boolean | undefined, once? (event: 'close', listener: () => void): unknown } | undefined
   /** Absent where @fastify/websocket is not registered. */
   readonly ws?: boolean | undefined
 }

@@ -21,7 +21,7 @@ const PROTOCOL: Closed = { code: 4013, reason: reason('protocol_error', 'stop') 
 const FAILED: Closed = { code: 4001, reason: reason('authentication_failed', 'stop') }
 const EXPIRED: Closed = { code: 4002, reason: reason('expired', 'refresh') }
 const FORBIDDEN: Closed = { code: 4007, reason: reason('forbidden', 'stop') }
-const UNAVAILABLE: Closed = { code: 4012, reason: reason('unavailable', 'retry') }
+const UNAVAILABLE: Closed = { code: 4012, reason: reason('unavailable', 'retry').replace('0}', '5000}') }
 
 /** A verdict of a type that TypeScript would not let a rule answer. */
 const verdict = (value: unknown) => value as boolean

@@ -184,7 +184,7 @@ t.test('every default is what the documentation says', async t => {
   const { jwt, ...rest } = parseOptions({ jwt: JWT })
   t.same(rest, {
     heartbeat: { interval: 25_000, timeout: 10_000 }, drain: { window: 5000, deadline: 10_000 }, closeCodes: {}, limits: { pending: 1000 },
-    fallback: 'invalid', credentials: { query: false, subprotocol: true, allowTokenInLogs: false }, guard: 'all', refuse: 'auto', handshakeTimeout: 10_000
+    fallback: 'invalid', credentials: { query: false, subprotocol: true, ticket: true, allowTokenInLogs: false }, revocations: { retention: 2_592_000_000 }, guard: 'all', refuse: 'auto', handshakeTimeout: 10_000
   })
   t.same(jwt, { key: SECRET, algorithms: ['HS256'], clockTolerance: 0, maxTokenLength: 8192, allowNoExpiry: false })
   t.match(parseOptions({ session: { ...SESSION, store, secret: SESSION_SECRET } }).session, {

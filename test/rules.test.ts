@@ -394,7 +394,7 @@ t.test('refuse: who offered our protocol is told by close code, the others by st
         const title = `${what}, refuse ${mode}, offering ${protocols.join(' and ') || 'nothing'}`
         if (byClose) {
           t.match(answer, { status: 101, code, context: undefined, protocol: protocols.includes(NAME) ? NAME : '' }, title)
-          t.same(JSON.parse(answer.reason), { code: reason, action, retryAfterMs: 0 })
+          t.same(JSON.parse(answer.reason), { code: reason, action, retryAfterMs: action === 'retry' ? 5000 : 0 })
           t.ok(Buffer.byteLength(answer.reason) <= 123)
         } else {
           t.equal(answer.status, status, title)

@@ -216,26 +216,29 @@ t.test('both readers give the same answer to the same request', async t => {
     ['a poisoned user', JSON.parse('{ "cookie": {}, "user": { "userId": "bob", "__proto__": { "role": "admin" } } }')]
   ]
   const origin = (host: string) => ({ origin: `http://${host}` })
-  const requests: Array<[string, (host: string) => Record<string, string>]> = [
-    ['the cookie', host => ({ cookie: cookieFor('s1'), ...origin(host) })],
+  const requests: Array<[string, (host: string, id: string) => Record<string, string>]> = [
+    ['the cookie', (host, id) => ({ cookie: cookieFor(id), ...origin(host) })],
     ['no cookie', host => origin(host)],
     ['an empty cookie', host => ({ cookie: 'sessionId=', ...origin(host) })],
     ['a forged cookie', host => ({ cookie: 'sessionId=s1.x', ...origin(host) })],
-    ['the cookie without Origin', () => ({ cookie: cookieFor('s1') })],
-    ['the cookie from a foreign origin', () => ({ cookie: cookieFor('s1'), origin: 'https://evil.example' })],
-    ['a refused bearer and the cookie', host => ({ cookie: cookieFor('s1'), authorization: 'Bearer a.b.c', ...origin(host) })],
-    ['a good bearer and the cookie', host => ({ cookie: cookieFor('s1'), authorization: `Bearer ${goodToken()}`, ...origin(host) })],
+    ['the cookie without Origin', (_host, id) => ({ cookie: cookieFor(id) })],
+    ['the cookie from a foreign origin', (_host, id) => ({ cookie: cookieFor(id), origin: 'https://evil.example' })],
+    ['a refused bearer and the cookie', (host, id) => ({ cookie: cookieFor(id), authorization: 'Bearer a.b.c', ...origin(host) })],
+    ['a good bearer and the cookie', (host, id) => ({ cookie: cookieFor(id), authorization: `Bearer ${goodToken()}`, ...origin(host) })],
     ['a good bearer and a forged cookie', host => ({ cookie: 'sessionId=s1.x', authorization: `Bearer ${goodToken()}`, ...origin(host) })]
   ]
   const request = await READERS.request(t, { jwt: true })
   const store = await READERS.store(t, { jwt: true })
+  let made = 0
   for (const [what, content] of contents) {
     for (const [how, headers] of requests) {
       const outcomes = []
+      // One that has ended is destroyed for good: each has an id of its own.
+      const id = `s${++made}`
       for (const { host, store: kept } of [request, store]) {
         kept.sessions.clear()
-        if (content !== undefined) kept.put('s1', content)
-        const { status, body, context } = await upgrade(t, host, { headers: headers(host) })
+        if (content !== undefined) kept.put(id, content)
+        const { status, body, context } = await upgrade(t, host, { headers: headers(host, id) })
         const { userId, role, permissions, tenantId, user, authType, via, sessionId, expiresAt, fallbackFrom } = context ?? {}
         outcomes.push({ status, code: status === 101 ? '' : codeOf(body), userId, role, permissions, tenantId, user, authType, via, sessionId, expiresAt, fallbackFrom })
       }

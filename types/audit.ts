@@ -22,11 +22,31 @@ interface ConnectionAudit extends WhoAudit {
   readonly connectionId: string
 }
 
+/** One member for each type. */
+type Plain<Type> = Type extends string ? ConnectionAudit & { readonly type: Type } : never
+
+interface ClusterAudit {
+  /** In milliseconds since the epoch. */
+  readonly time: number
+  /** Of this process. */
+  readonly nodeId: string
+}
+
 /** One decision. A union on `type`. No event holds a credential. */
 export type AuditEvent =
   | (WhoAudit & { readonly type: 'authenticated' })
   | (WhoAudit & { readonly type: 'fallback', /** Why the bearer was refused. */ readonly code: AuthErrorCode })
   | (AuditBase & { readonly type: 'refused', readonly code: AuthErrorCode })
-  | (ConnectionAudit & { readonly type: 'refreshed' | 'identity_changed' | 'expired' | 'message_refused' })
+  | Plain<'refreshed' | 'identity_changed' | 'expired' | 'permissions_changed' | 'message_refused'>
+  | (ConnectionAudit & { readonly type: 'revoked', /** Of the revocation. */ readonly reason: string })
+  | (ConnectionAudit & { readonly type: 'limited', /** Of the limit. */ readonly code: AuthErrorCode })
   | (ConnectionAudit & { readonly type: 'refresh_refused', readonly code: AuthErrorCode })
   | (ConnectionAudit & { readonly type: 'closed', /** The close code. */ readonly closeCode: number, /** In milliseconds. */ readonly duration: number })
+  | (ClusterAudit & { readonly type: 'cluster_lost' })
+  | (ClusterAudit & {
+    readonly type: 'cluster_recovered'
+    /** How long the cluster was away, in milliseconds. */
+    readonly lostFor: number
+    /** How long it took from the first answer until everything missed was carried out, in milliseconds. */
+    readonly converged: number
+  })

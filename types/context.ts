@@ -17,10 +17,15 @@ export type Identity = AuthUser & {
   readonly permissions?: readonly string[] | null | undefined
   /** @default null */
   readonly tenantId?: string | null | undefined
+  /**
+   * When the session was made, or its user last proved who it is, in milliseconds since the epoch: what `issuedBefore` of a
+   * revocation is compared with. Of a token that is `iat`. @default unknown, which counts as older
+   */
+  readonly issuedAt?: number | null | undefined
 }
 
 /** Where the credential came from. */
-export type Via = 'header' | 'subprotocol' | 'query' | 'cookie' | 'message'
+export type Via = 'header' | 'subprotocol' | 'ticket' | 'query' | 'cookie' | 'message'
 
 /** How the connection was authenticated: the tag of {@link AuthContext}. */
 export type AuthType = 'jwt' | 'session'

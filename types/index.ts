@@ -1,4 +1,5 @@
 export type * from './audit.js'
+export type * from './cluster.js'
 export type * from './connection.js'
 export type * from './context.js'
 export type * from './options.js'

@@ -1,4 +1,5 @@
 import type { KeyObject } from 'node:crypto'
+import type { ClusterDriver } from '../lib/cluster/cluster.js'
 import type { CloseName } from '../lib/protocol.js'
 import type { AuditEvent } from './audit.js'
 import type { Claims, Identity } from './context.js'
@@ -112,6 +113,8 @@ export interface CredentialOptions {
   query?: boolean | undefined
   /** Reads `bearer.<token>` offered beside `hybrid-auth.v1` as a subprotocol. @default true */
   subprotocol?: boolean | undefined
+  /** Reads `?ticket=` of an upgrade, as `issueTicket()` made it. @default true */
+  ticket?: boolean | undefined
   /** Starts although the logger would print a token given in the URL. @default false */
   allowTokenInLogs?: boolean | undefined
 }
@@ -164,7 +167,27 @@ export interface HybridAuthOptions {
   limits?: {
     /** How many sockets may wait for their first message at once. @default 1000 */
     pending?: number | undefined
+    /**
+     * How many sockets may be open at once, on all nodes together: of a user of one tenant, from an address (of IPv6 a /64),
+     * of a tenant. `reject`: one more is refused with 429, or closed with 4009. `evict-oldest`: the oldest is closed with
+     * 4009 for it. @default no limit, 'reject'
+     */
+    connections?: {
+      perUser?: number | undefined
+      perIp?: number | undefined
+      perTenant?: number | undefined
+      policy?: 'reject' | 'evict-oldest' | undefined
+    } | undefined
   } | undefined
+  revocations?: {
+    /**
+     * How long a revocation without an end of its own is kept, in milliseconds: at least as long as sessions and tokens
+     * live. Tokens that were seen to live longer prolong it. @default 30 days
+     */
+    retention?: number | undefined
+  } | undefined
+  /** The other processes: `redisCluster(client)` of `fastify-hybrid-auth/redis`. @default this process alone */
+  cluster?: ClusterDriver | undefined
   /** Receives every decision. It is called after the decision and cannot change it; what it throws is ignored. @default none */
   audit?: ((event: AuditEvent) => void) | undefined
 }

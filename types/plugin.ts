@@ -1,5 +1,8 @@
 import type { FastifyRequest, preHandlerHookHandler } from 'fastify'
 import type { WebsocketHandler } from '@fastify/websocket'
+import type { EventEmitter } from 'node:events'
+import type { AuditEvent } from './audit.js'
+import type { ClusterStatus, CommandResult, RevokeOptions, RevokeTarget, TicketOptions } from './cluster.js'
 import type { Connection, ConnectionFilter, DisconnectOptions } from './connection.js'
 import type { AuthContext } from './context.js'
 import type { RouteAuth, Rule } from './rules.js'
@@ -19,8 +22,31 @@ export interface HybridAuth {
   connections (filter?: ConnectionFilter): Connection[]
   /** How many {@link connections} there are. */
   count (filter?: ConnectionFilter): number
-  /** Closes the connections that match. @throws FST_HYBRID_AUTH_INVALID_OPTION */
-  disconnect (filter: ConnectionFilter, options?: DisconnectOptions): Promise<{ matched: number }>
+  /**
+   * Closes the connections that match, on every node. Their credentials stay good: {@link revoke} ends those too.
+   * @throws FST_HYBRID_AUTH_INVALID_OPTION; FST_HYBRID_AUTH_UNAVAILABLE where the cluster is away and no more commands can wait
+   */
+  disconnect (filter: ConnectionFilter, options?: DisconnectOptions): Promise<CommandResult>
+  /**
+   * Refuses the credentials of the target from now on, over HTTP and on sockets, and ends the open sockets that came with
+   * them, on every node. Resolves when every node has done so, or has not answered in time.
+   * @throws FST_HYBRID_AUTH_INVALID_OPTION; FST_HYBRID_AUTH_UNAVAILABLE where the cluster is away and no more commands can wait
+   */
+  revoke (target: RevokeTarget, options?: RevokeOptions): Promise<CommandResult>
+  /**
+   * Replaces the permissions of every open connection of a user, on every node, until its next credential.
+   * @throws as {@link disconnect}
+   */
+  setPermissions (userId: string, permissions: readonly string[]): Promise<CommandResult>
+  /**
+   * A text that opens one socket as the user of this request, as `?ticket=` of its URL: once, soon, and from the same origin.
+   * @throws FST_HYBRID_AUTH_NOT_AUTHENTICATED, FST_HYBRID_AUTH_INVALID_OPTION; FST_HYBRID_AUTH_UNAVAILABLE where it cannot be kept
+   */
+  issueTicket (request: FastifyRequest, options?: TicketOptions): Promise<string>
+  /** How this node stands to the others. */
+  status (): ClusterStatus
+  /** Every {@link AuditEvent}, under its `type`. */
+  readonly events: EventEmitter<{ [Type in AuditEvent['type']]: [event: Extract<AuditEvent, { type: Type }>] }>
 }
 
 declare module 'fastify' {

@@ -11,6 +11,8 @@ import { wheel } from './wheel.js'
 
 /** How long a peer has to answer a close, in milliseconds; ws alone would wait 30 s. */
 const CLOSE_GRACE = 3000
+/** When a client that is not let in at the moment may try again, in milliseconds. */
+export const RETRY_AFTER = 5000
 /** What needs no escape in JSON, and leaves room in the 123 bytes. */
 const REASON = /^[\w .:-]{1,40}$/
 
@@ -35,6 +37,7 @@ export function closeConnection (connection: GuardedConnection, by: CloseBy, det
   connection.closeCode = code
   connection.held = null
   hub.registry.remove(connection)
+  connection.place?.release()
   connection.socket.holdBack(false)
   connection.socket.close(code, JSON.stringify({ code: reason, action, retryAfterMs: details.retryAfterMs ?? 0 } satisfies CloseReason))
   wheel.schedule(connection, CLOSE_GRACE)
@@ -48,6 +51,7 @@ export function closeConnection (connection: GuardedConnection, by: CloseBy, det
 export function finish (connection: GuardedConnection, code: number, reason: Buffer): boolean {
   const { hub } = connection.route
   hub.registry.remove(connection)
+  connection.place?.release()
   if (connection.isOpen && (connection.isJudging || connection.held !== null)) {
     connection.heldClose = { code, reason }
     return false
@@ -67,7 +71,8 @@ export function closeSocket (socket: Socket, name: CloseName, codes: CloseCodes,
   wheel.schedule(waiting, CLOSE_GRACE)
   socket.on('error', () => { socket.terminate() })
   socket.on('close', () => { wheel.remove(waiting) })
-  socket.close(code, JSON.stringify({ code: reason, action, retryAfterMs: details.retryAfterMs ?? 0 } satisfies CloseReason))
+  const { retryAfterMs = action === 'retry' ? RETRY_AFTER : 0 } = details
+  socket.close(code, JSON.stringify({ code: reason, action, retryAfterMs } satisfies CloseReason))
 }
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION on what a close frame cannot carry (RFC 6455 §7.4.2) */

@@ -4,6 +4,7 @@ import { EventEmitter } from 'node:events'
 import type { FastifyRequest } from 'fastify'
 import type { AuthContext } from '../../types/context.js'
 import type { Connection, ConnectionEvents } from '../../types/connection.js'
+import type { Place } from '../policy/limits.js'
 import { SUBPROTOCOL, type CloseName } from '../protocol.js'
 import { now } from './clock.js'
 import { checkClose, closeConnection, finish } from './closing.js'
@@ -54,6 +55,10 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   /** Re-authentications in the order they came, and the latest of them that took effect. */
   refreshesBegun = 0
   refreshApplied = 0
+  /** Its credential was revoked: when it ends for that, unless another came, and why. */
+  revoked: { readonly by: number, readonly reason: string } | null = null
+  /** Where connections are limited. */
+  place: Place | null = null
 
   // Times are those of clock.ts; 0 is never.
   readonly startedAt: number

@@ -1,19 +1,19 @@
 /** The connections of one registration: how a socket becomes one, and what the application may ask about them. */
 import type { Duplex } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
-import type { Connection, ConnectionFilter, DisconnectOptions } from '../../types/connection.js'
+import type { Connection, ConnectionFilter } from '../../types/connection.js'
 import type { AuthContext } from '../../types/context.js'
-import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions, ParsedRouteRule } from '../options.js'
+import type { Place } from '../policy/limits.js'
 import type { RequirementCheck } from '../policy/requirements.js'
 import { SUBPROTOCOL } from '../protocol.js'
 import { setContext, type Socket } from '../request.js'
-import { checkClose, closeConnection, closeSocket } from './closing.js'
+import { closeConnection, closeSocket, RETRY_AFTER } from './closing.js'
 import { GuardedConnection, type HeldFrame } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
 import { someTimeIn } from './drain.js'
 import { flush, holdEarly } from './gate.js'
-import type { Hub, RouteSettings, Verifiers } from './hub.js'
+import type { Hub, RouteSettings } from './hub.js'
 import { isOver, lookAt, schedule } from './lifecycle.js'
 import { ReusableMessage } from './message.js'
 import { PendingSocket } from './pending.js'
@@ -21,10 +21,14 @@ import { Registry } from './registry.js'
 import { SessionWatch } from './sessions.js'
 import { isGuarded, ownerOf, setOwner, type GuardedSocket } from './socket.js'
 
-export function createHub (options: ParsedOptions, verifiers: Verifiers, audit: Auditor, report: Hub['report']): Hub {
+export type HubParts = Pick<Hub, 'verifiers' | 'audit' | 'report' | 'revocations' | 'limits'>
+
+export function createHub (options: ParsedOptions, { verifiers, audit, report, revocations, limits }: HubParts): Hub {
   const registry = new Registry()
   const sessions = verifiers.sessions === null ? null : new SessionWatch(verifiers.sessions, options, registry)
-  return { settings: options, verifiers, registry, pending: new Set(), sessions, audit, report, lookAt, isDraining: false }
+  return {
+    settings: options, verifiers, registry, pending: new Set(), sessions, audit, report, revocations, limits, lookAt, isDraining: false, isIsolated: false
+  }
 }
 
 export function createRouteSettings (hub: Hub, rule: ParsedRouteRule, meets: RequirementCheck): RouteSettings {
@@ -36,8 +40,9 @@ export function createRouteSettings (hub: Hub, rule: ParsedRouteRule, meets: Req
  * Takes over a socket right after the 101. `run` is the application's handler; it runs once the connection is registered,
  * and never for one that ended meanwhile.
  * @param context null: the credential comes as the first message
+ * @param place where connections are limited and this one is among them
  */
-export function accept (socket: Socket, net: Duplex, request: FastifyRequest, route: RouteSettings, context: AuthContext | null, run: () => void): void {
+export function accept (socket: Socket, net: Duplex, request: FastifyRequest, route: RouteSettings, context: AuthContext | null, place: Place | null, run: () => void): void {
   // Only a socket of our class can be guarded; another would pass every frame.
   if (!isGuarded(socket)) {
     socket.terminate()
@@ -45,22 +50,26 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
   }
   const { hub } = route
   const { closeCodes, drain, limits } = hub.settings
+  if (place?.isEvicted === true) {
+    closeSocket(socket, 'TooManyConnections', closeCodes)
+    return
+  }
   if (hub.isDraining) {
     closeSocket(socket, 'Draining', closeCodes, { retryAfterMs: someTimeIn(drain.window) })
     return
   }
   if (context !== null) {
-    if (isLive(begin(socket, request, route, context, []))) run()
+    if (isLive(begin(socket, request, route, context, place, []))) run()
     return
   }
   if (hub.pending.size >= limits.pending) {
     closeSocket(socket, 'Unavailable', closeCodes)
     return
   }
-  setOwner(socket, new PendingSocket(socket, net, request, route, (authenticated, held) => {
+  setOwner(socket, new PendingSocket(socket, net, request, route, (authenticated, held, taken) => {
     setContext(request, authenticated)
     hub.audit.authenticated(request, authenticated)
-    const connection = begin(socket, request, route, authenticated, held)
+    const connection = begin(socket, request, route, authenticated, taken, held)
     const { protocol } = socket
     connection.speaks = connection.readsControl
     schedule(connection)
@@ -79,7 +88,7 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
   }))
 }
 
-function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSettings, context: AuthContext, held: HeldFrame[]): GuardedConnection {
+function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSettings, context: AuthContext, place: Place | null, held: HeldFrame[]): GuardedConnection {
   const { hub } = route
   const connection = new GuardedConnection(socket, request, route, context)
   setOwner(socket, connection)
@@ -88,11 +97,26 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
   hub.registry.add(connection)
   schedule(connection)
   holdEarly(connection, held)
+  if (place !== null) {
+    connection.place = place
+    place.onEvicted = () => {
+      hub.audit.limited(connection, 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS')
+      closeConnection(connection, 'TooManyConnections', { retryAfterMs: RETRY_AFTER })
+    }
+  }
   return connection
 }
 
-/** The credential may have ended between its verification and now. */
+/**
+ * The credential may have ended between its verification and now, or have been revoked: what was revoked before the
+ * connection was registered is seen here, and what is revoked after it finds the connection.
+ */
 function isLive (connection: GuardedConnection): boolean {
+  const { context, isOpen, route: { hub } } = connection
+  if (isOpen && hub.revocations.covers(context)) {
+    hub.audit.revoked(connection, '')
+    closeConnection(connection, 'Revoked')
+  }
   return connection.isOpen && !isOver(connection)
 }
 
@@ -105,12 +129,6 @@ export function createConnectionApi ({ registry }: Hub) {
     },
     connections: (filter: ConnectionFilter = {}): Connection[] => registry.find(filter),
     count: (filter: ConnectionFilter = {}): number =>
-      Object.keys(filter).length === 0 ? registry.size : registry.find(filter).length,
-    async disconnect (filter: ConnectionFilter, { code = 'Revoked', reason }: DisconnectOptions = {}): Promise<{ matched: number }> {
-      checkClose(code, reason)
-      const found = registry.find(filter)
-      for (const connection of found) closeConnection(connection, code, reason === undefined ? {} : { reason })
-      return { matched: found.length }
-    }
+      Object.keys(filter).length === 0 ? registry.size : registry.find(filter).length
   }
 }

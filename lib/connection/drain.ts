@@ -1,13 +1,10 @@
 /** Closing the application without dropping its sockets unannounced, whatever order the plugins were registered in. */
-import { setImmediate as immediate } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import { closeConnection } from './closing.js'
+import { inBatches } from './enforce.js'
 import type { Hub } from './hub.js'
 
 const DRAINS = Symbol.for('fastify-hybrid-auth.drains')
-/** Closes between two turns of the loop. */
-const BATCH = 25
-
 type Drain = () => Promise<void>
 interface Drained { [DRAINS]?: Drain[] }
 
@@ -44,10 +41,7 @@ export async function drainHub (hub: Hub): Promise<void> {
   const closed = connections.map(connection => new Promise<void>(resolve => {
     connection.socket.once('close', resolve)
   }))
-  for (const [index, connection] of connections.entries()) {
-    closeConnection(connection, 'Draining', { retryAfterMs: someTimeIn(window) })
-    if (index % BATCH === BATCH - 1) await immediate()
-  }
+  await inBatches(connections, connection => { closeConnection(connection, 'Draining', { retryAfterMs: someTimeIn(window) }) })
   const timer = setTimeout(() => { for (const { socket } of connections) socket.terminate() }, deadline)
   await Promise.all(closed)
   clearTimeout(timer)

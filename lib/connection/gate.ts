@@ -95,6 +95,11 @@ export function release (connection: GuardedConnection): void {
 }
 
 function judge (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
+  // One whose peer has closed is in no index, where a revocation would find it.
+  if (connection.heldClose !== null && connection.route.hub.revocations.covers(connection.context)) {
+    closeConnection(connection, 'Revoked')
+    return
+  }
   if (isStale(connection)) {
     judgeFresh(connection, data, isBinary)
     return

@@ -6,6 +6,7 @@ import type { Refusal } from '../errors.js'
 import type { Maybe } from '../maybe.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
+import type { ConnectionLimits } from '../policy/limits.js'
 import type { RequirementCheck } from '../policy/requirements.js'
 import type { CloseName } from '../protocol.js'
 import type { VerifiedSession } from '../verify/session.js'
@@ -35,6 +36,11 @@ export interface LiveSessions {
   readonly touch: ((request: FastifyRequest, sessionId: string) => Promise<number | null>) | null
 }
 
+/** The live revocations, as those who hold a context ask them. */
+export interface RevocationCheck {
+  covers (context: AuthContext): boolean
+}
+
 export interface Hub {
   readonly settings: Settings
   readonly verifiers: Verifiers
@@ -43,8 +49,13 @@ export interface Hub {
   readonly pending: Set<PendingSocket>
   readonly sessions: SessionWatch | null
   readonly audit: Auditor
+  readonly revocations: RevocationCheck
+  /** null: connections are not counted. */
+  readonly limits: ConnectionLimits | null
   /** The application is closing: new sockets are refused. */
   isDraining: boolean
+  /** The cluster is away for too long: new sockets are refused. */
+  isIsolated: boolean
   /** Puts the connection where the wheel will look at it next. */
   lookAt (connection: GuardedConnection): void
   report (request: FastifyRequest, where: string, error: unknown): void

@@ -28,11 +28,20 @@ export function schedule (connection: GuardedConnection): void {
   const grace = settings.expiryGrace ?? (canRefresh ? REFRESH_GRACE : 0)
   const credentialEnds = context.expiresAt === null ? Infinity : fromEpoch(context.expiresAt + grace)
   const ageEnds = settings.maxConnectionAge === undefined ? Infinity : startedAt + settings.maxConnectionAge
-  const ends = Math.min(credentialEnds, ageEnds)
+  const ends = Math.min(credentialEnds, ageEnds, connection.revoked?.by ?? Infinity)
   connection.endsAt = ends === Infinity ? 0 : ends
   connection.refreshAt = context.authType === 'session' ? 0 : refreshTime(context)
   connection.isAsked = false
   lookAt(connection)
+}
+
+/** Sets an end that only another credential moves. false: it has one that is sooner. */
+export function endBy (connection: GuardedConnection, by: number, reason: string): boolean {
+  if (connection.revoked !== null && connection.revoked.by <= by) return false
+  connection.revoked = { by, reason }
+  connection.endsAt = sooner(connection.endsAt, by)
+  lookAt(connection)
+  return true
 }
 
 /** Past its end, and closed now if it was not yet. */
@@ -69,7 +78,12 @@ export function lookAt (connection: GuardedConnection): void {
 
 function end (connection: GuardedConnection): void {
   if (!connection.isOpen) return
-  const { context, isAsked } = connection
+  const { context, isAsked, revoked } = connection
+  if (revoked !== null && now() >= revoked.by) {
+    connection.route.hub.audit.revoked(connection, revoked.reason)
+    closeConnection(connection, 'Revoked')
+    return
+  }
   connection.route.hub.audit.expired(connection)
   const isCredential = context.expiresAt !== null && Date.now() >= context.expiresAt
   closeConnection(connection, isCredential && isAsked && connection.speaks ? 'RefreshTimeout' : 'AuthenticationExpired')

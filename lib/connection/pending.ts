@@ -3,7 +3,9 @@ import type { Duplex } from 'node:stream'
 import type { AuthContext } from '../../types/context.js'
 import { settleWithin } from '../deadline.js'
 import { ERRORS, isRefusal, type Refusal } from '../errors.js'
-import { attempt, whenReady } from '../maybe.js'
+import { attempt, whenReady, type Maybe } from '../maybe.js'
+import type { Place } from '../policy/limits.js'
+import { networkOf } from '../request.js'
 import { parseClientFrame, type CloseName } from '../protocol.js'
 import { limitBytes } from './bytes.js'
 import { closeSocket } from './closing.js'
@@ -21,7 +23,7 @@ const MAX_BYTES = 64 * 1024
 const MAX_FRAMES = 32
 
 /** Called once, with who it is and what came behind the credential. */
-export type OnAuthenticated = (context: AuthContext, held: HeldFrame[]) => void
+export type OnAuthenticated = (context: AuthContext, held: HeldFrame[], place: Place | null) => void
 
 export class PendingSocket implements SocketOwner, Wheeled {
   due = -1
@@ -105,9 +107,16 @@ export class PendingSocket implements SocketOwner, Wheeled {
       hub.report(this.#request, 'rule', error)
       return UNAVAILABLE
     }
+    let place: Place | null = null
+    const takePlace = (auth: AuthContext): Maybe<AuthContext | Refusal> =>
+      whenReady(hub.limits?.acquire(auth, networkOf(this.#request).ip, this.#net) ?? null, taken => {
+        if (isRefusal(taken)) return taken
+        place = taken
+        return auth
+      })
     const admitted = attempt(() => whenReady(hub.verifiers.verifyToken(this.#request, frame.token), outcome => isRefusal(outcome)
       ? outcome
-      : whenReady(meets(outcome, this.#request), (holds): AuthContext | Refusal => holds ? outcome : 'FST_HYBRID_AUTH_FORBIDDEN')), failed)
+      : whenReady(meets(outcome, this.#request), (holds): Maybe<AuthContext | Refusal> => holds ? takePlace(outcome) : 'FST_HYBRID_AUTH_FORBIDDEN')), failed)
     settleWithin(admitted, hub.settings.handshakeTimeout, UNAVAILABLE, outcome => {
       if (!this.#isPending) return
       if (isRefusal(outcome)) {
@@ -115,7 +124,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
         return
       }
       this.#leave()
-      this.#done(outcome, this.#held)
+      this.#done(outcome, this.#held, place)
     })
   }
 

@@ -30,8 +30,15 @@ export function reauthenticate (connection: GuardedConnection, data: Buffer): vo
     connection.refreshesInFlight--
     if (!connection.isOpen || isOver(connection) || turn < connection.refreshApplied) return
     if (isRefusal(verified)) refuse(connection, verified)
+    else if (isRevoked(connection, verified)) refuse(connection, 'FST_HYBRID_AUTH_REVOKED_TOKEN')
     else apply(connection, verified, turn)
   })
+}
+
+/** Since it was verified, or all along: the credential that has to be replaced does not replace itself. */
+function isRevoked ({ context, revoked, route }: GuardedConnection, next: AuthContext): boolean {
+  return route.hub.revocations.covers(next) ||
+    (revoked !== null && context.authType !== 'session' && next.authType !== 'session' && next.tokenId === context.tokenId)
 }
 
 function apply (connection: GuardedConnection, next: AuthContext, turn: number): void {
@@ -43,6 +50,7 @@ function apply (connection: GuardedConnection, next: AuthContext, turn: number):
   }
   connection.refreshApplied = turn
   connection.failedRefreshes = 0
+  connection.revoked = null
   replaceContext(connection, next, connection.context.version + 1, () => {
     hub.audit.refreshed(connection)
     sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) })

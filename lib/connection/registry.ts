@@ -80,7 +80,7 @@ export class Registry {
 }
 
 /** What is not there matches nothing less than everything: a slip must not disconnect everybody. */
-function checkFilter (filter: unknown): void {
+export function checkFilter (filter: unknown): void {
   if (typeof filter !== 'object' || filter === null) throw invalidOption('filter', 'must be an object')
   for (const [name, value] of Object.entries(filter)) {
     if (!FILTERS.has(name)) throw invalidOption(`filter.${name}`, 'is not an option')

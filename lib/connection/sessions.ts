@@ -121,6 +121,7 @@ function update (connection: GuardedConnection, session: VerifiedSession): void 
     closeConnection(connection, 'IdentityChanged')
     return
   }
+  if (!connection.route.hub.revocations.covers(next)) connection.revoked = null
   const isChanged = JSON.stringify([context.user, context.permissions]) !== JSON.stringify([next.user, next.permissions])
   replaceContext(connection, next, isChanged ? context.version + 1 : context.version)
 }

@@ -9,23 +9,31 @@ export interface Bearer {
   readonly via: 'header' | 'subprotocol' | 'query'
 }
 
+/** A ticket stands for a credential that was shown before. */
+export interface PresentedTicket {
+  readonly ticket: string
+}
+
 const MALFORMED: Refusal = 'FST_HYBRID_AUTH_MALFORMED_REQUEST'
 const SCHEME = 'bearer'
 /** What parts a scheme from its value, words, and the members of a list. */
 const SEPARATORS = [' ', '\t', ',']
 
-export function createBearerFinder ({ query, subprotocol }: ParsedOptions['credentials']) {
-  /** null: no bearer in this request. */
-  return function findBearer (request: FastifyRequest): Bearer | null | Refusal {
+export function createCredentialFinder ({ query, subprotocol, ticket }: ParsedOptions['credentials']) {
+  /** null: nothing but cookies, if that, is in this request. */
+  return function findCredential (request: FastifyRequest): Bearer | PresentedTicket | null | Refusal {
     const fromHeader = readAuthorization(request)
     if (typeof fromHeader === 'string') return fromHeader
     const fromOffer = request.ws ? bearerOffered(request, subprotocol) : null
     if (typeof fromOffer === 'string') return fromOffer
     if (fromOffer !== null && fromHeader !== null) return MALFORMED
-    const fromQuery = query ? readQuery(request) : null
-    if (typeof fromQuery === 'string') return fromQuery
+    const fromQuery = query ? readQuery(request, 'token') : undefined
+    const fromTicket = ticket && request.ws ? readQuery(request, 'ticket') : undefined
+    if (fromQuery === null || fromTicket === null) return MALFORMED
     const first = fromHeader ?? fromOffer
-    return fromQuery !== null && first !== null ? MALFORMED : first ?? fromQuery
+    if ([first ?? undefined, fromQuery, fromTicket].filter(one => one !== undefined).length > 1) return MALFORMED
+    if (fromTicket !== undefined) return { ticket: fromTicket }
+    return fromQuery === undefined ? first : { token: fromQuery, via: 'query' }
   }
 }
 
@@ -54,9 +62,11 @@ function bearerOffered ({ headers, raw }: FastifyRequest, enabled: boolean): Bea
   return offer.names.length === 0 ? MALFORMED : { token, via: 'subprotocol' }
 }
 
-function readQuery ({ query }: FastifyRequest): Bearer | null | Refusal {
-  if (typeof query !== 'object' || query === null || !('token' in query)) return null
-  return typeof query.token === 'string' ? { token: query.token, via: 'query' } : MALFORMED
+/** undefined: it is not there; null: it is there, and no text. */
+function readQuery ({ query }: FastifyRequest, name: 'token' | 'ticket'): string | null | undefined {
+  if (typeof query !== 'object' || query === null || !Object.hasOwn(query, name)) return undefined
+  const value: unknown = Reflect.get(query, name)
+  return typeof value === 'string' ? value : null
 }
 
 /** `injectWS` makes requests without raw headers. */

@@ -9,10 +9,12 @@ import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { Auditor } from '../observe/audit.js'
 import { withoutToken } from '../observe/redaction.js'
 import type { ParsedOptions, ParsedRouteRule } from '../options.js'
+import type { Place } from '../policy/limits.js'
 import { compileRequirements } from '../policy/requirements.js'
 import { admitUpgrade, contextOf, networkOf, setContext } from '../request.js'
 import type { Chain, FaultReporter } from '../verify/chain.js'
-import { createBearerFinder } from './credentials.js'
+import { revokedAs } from '../verify/context.js'
+import { createCredentialFinder } from './credentials.js'
 import { createOriginCheck } from './origin.js'
 import { createRefuser } from './refuse.js'
 
@@ -34,7 +36,7 @@ const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
 const SAFE_METHODS = new Set(['GET', 'HEAD', 'OPTIONS', 'TRACE'])
 
 export function createGuards (options: ParsedOptions, { chain, hub, audit, report }: GuardParts) {
-  const findBearer = createBearerFinder(options.credentials)
+  const findCredential = createCredentialFinder(options.credentials)
   const isAllowedOrigin = createOriginCheck(options.origins)
   const refuse = createRefuser(options)
 
@@ -51,14 +53,26 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
         report(request, 'rule', error)
         return UNAVAILABLE
       }
-      settleWithin(attempt(() => admit(request), failed), options.handshakeTimeout, UNAVAILABLE, verdict => {
+      let place: Place | null = null
+      const admitted = attempt(() => whenReady(admit(request), (verdict): Maybe<Verdict> => {
+        if (hub.limits === null || !isSocket || !request.ws || !isContext(verdict)) return verdict
+        const { ip, socket } = networkOf(request)
+        return whenReady(hub.limits.acquire(verdict, ip, socket), taken => {
+          if (isRefusal(taken)) return taken
+          place = taken
+          return verdict
+        })
+      }), failed)
+      settleWithin<Verdict>(admitted, options.handshakeTimeout, UNAVAILABLE, given => {
         if (reply.sent || networkOf(request).socket?.destroyed === true) return
+        // Since it was verified, other things were waited for.
+        const verdict = isContext(given) && hub.revocations.covers(given) ? revokedAs(given) : given
         if (typeof verdict === 'string') {
           audit.refused(request, verdict)
           refuse(request, reply, verdict, isSocket)
           return
         }
-        if (isSocket && request.ws) admitSocket(request, verdict)
+        if (isSocket && request.ws) admitSocket(request, verdict, place)
         if (isContext(verdict) && contextOf(request) === null) {
           setContext(request, verdict)
           audit.authenticated(request, verdict)
@@ -69,7 +83,7 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
 
     /** null: nobody, on a route where that is allowed. */
     function admit (request: FastifyRequest): Maybe<Verdict> {
-      if (request.ws && hub.isDraining) return UNAVAILABLE
+      if (request.ws && (hub.isDraining || hub.isIsolated)) return UNAVAILABLE
       return whenReady(contextOf(request) ?? identify(request), (outcome): Maybe<Verdict> => {
         if (!isRefusal(outcome)) return whenReady(meets(outcome, request), holds => holds ? outcome : 'FST_HYBRID_AUTH_FORBIDDEN')
         if (!isAnonymous(outcome)) return outcome
@@ -78,12 +92,12 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
       })
     }
 
-    function admitSocket (request: FastifyRequest, verdict: Exclude<Verdict, Refusal>): void {
+    function admitSocket (request: FastifyRequest, verdict: Exclude<Verdict, Refusal>, place: Place | null): void {
       // What is compressed is small on the wire only: a socket that owes its credential gets no room to unpack.
       if (verdict === PENDING) delete request.raw.headers['sec-websocket-extensions']
       admitUpgrade(request.raw, verdict === null
         ? null
-        : (socket, net, run) => { accept(socket, net, request, settings, verdict === PENDING ? null : verdict, run) })
+        : (socket, net, run) => { accept(socket, net, request, settings, verdict === PENDING ? null : verdict, place, run) })
     }
   }
 
@@ -95,10 +109,13 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     const { origin } = request.headers
     // Browsers send cookies along to any socket, and Origin with every one: whoever sends one is held to it.
     if (request.ws && origin !== undefined && !isSameOrAllowed(request)) return 'FST_HYBRID_AUTH_ORIGIN_REFUSED'
-    const bearer = findBearer(request)
-    if (options.credentials.query) dropToken(request)
-    if (isRefusal(bearer)) return bearer
-    return chain.authenticate(request, { bearer, mayUseCookie: () => mayUseCookie(request) })
+    const found = findCredential(request)
+    if (options.credentials.query) dropParameter(request, 'token')
+    if (isRefusal(found)) return found
+    const isTicket = found !== null && 'ticket' in found
+    if (isTicket) dropParameter(request, 'ticket')
+    const presented = isTicket ? { bearer: null, ticket: found.ticket } : { bearer: found }
+    return chain.authenticate(request, { ...presented, mayUseCookie: () => mayUseCookie(request) })
   }
 
   function mayUseCookie (request: FastifyRequest): boolean {
@@ -112,7 +129,7 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
   }
 }
 
-function isContext (verdict: Exclude<Verdict, Refusal>): verdict is AuthContext {
+function isContext (verdict: Verdict): verdict is AuthContext {
   return typeof verdict === 'object' && verdict !== null
 }
 
@@ -121,8 +138,8 @@ function isAnonymous (refusal: Refusal): boolean {
   return refusal === 'FST_HYBRID_AUTH_MISSING_CREDENTIALS' || refusal === 'FST_HYBRID_AUTH_INVALID_SESSION'
 }
 
-/** From here on nothing that logs the URL or the query can log the token. */
-function dropToken ({ raw, query }: FastifyRequest): void {
+/** From here on nothing that logs the URL or the query can log the credential. */
+function dropParameter ({ raw, query }: FastifyRequest, name: 'token' | 'ticket'): void {
   if (raw.url !== undefined) raw.url = withoutToken(raw.url)
-  if (typeof query === 'object' && query !== null) Reflect.deleteProperty(query, 'token')
+  if (typeof query === 'object' && query !== null) Reflect.deleteProperty(query, name)
 }

@@ -1,6 +1,6 @@
 /** The answer to who is not let in: one code, no reason. */
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import { closeSocket } from '../connection/closing.js'
+import { closeSocket, RETRY_AFTER } from '../connection/closing.js'
 import { limitBytes } from '../connection/bytes.js'
 import { authError, ERRORS, type Refusal } from '../errors.js'
 import type { ParsedOptions } from '../options.js'
@@ -9,7 +9,6 @@ import { acceptEarly } from './seam.js'
 import { speaksProtocol } from './subprotocol.js'
 
 const REALM = 'Bearer realm="fastify-hybrid-auth"'
-const RETRY_AFTER_SECONDS = '5'
 const MAX_BYTES = 64 * 1024
 
 export function createRefuser ({ refuse: mode, closeCodes }: ParsedOptions) {
@@ -19,10 +18,10 @@ export function createRefuser ({ refuse: mode, closeCodes }: ParsedOptions) {
       forgetSession(request)
       if ((isSocket || admissionOf(request.raw) !== undefined) && isToldByClose(request, code) && closeAfterUpgrade(request, reply, code)) return
     }
-    const { status, challenge } = ERRORS[code]
+    const { challenge } = ERRORS[code]
     // RFC 6750 §3: the challenge names an error only where a token was presented.
-    if (status < 500) reply.header('WWW-Authenticate', challenge === undefined ? REALM : `${REALM}, error="${challenge}"`)
-    else reply.header('Retry-After', RETRY_AFTER_SECONDS)
+    if (isTemporary(code)) reply.header('Retry-After', RETRY_AFTER / 1000)
+    else reply.header('WWW-Authenticate', challenge === undefined ? REALM : `${REALM}, error="${challenge}"`)
     reply.header('Cache-Control', 'no-store').send(authError(code))
   }
 
@@ -43,6 +42,11 @@ export function createRefuser ({ refuse: mode, closeCodes }: ParsedOptions) {
     if (isAccepted) reply.hijack()
     return isAccepted
   }
+}
+
+/** The credential is as good as it was. */
+function isTemporary (code: Refusal): boolean {
+  return ERRORS[code].status === 429 || ERRORS[code].status >= 500
 }
 
 /** So that the `onSend` hook of @fastify/session stores nothing and sets no cookie for who was refused. */

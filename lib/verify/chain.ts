@@ -4,13 +4,16 @@ import type { AuthContext, Via } from '../../types/context.js'
 import { isRefusal, type Refusal } from '../errors.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedOptions } from '../options.js'
-import { jwtContext, sessionContext } from './context.js'
+import type { Revocations } from '../cluster/revocations.js'
+import { jwtContext, renewed, revokedAs, sessionContext } from './context.js'
 import { createJwtVerifier } from './jwt.js'
+import { takeTicket, type TicketStore } from './ticket.js'
 import { createSessionVerifier, type SessionVerifier, type VerifiedSession } from './session.js'
 
 /** What a caller knows of the request that this folder does not. */
 export interface Presented {
   readonly bearer: { readonly token: string, readonly via: Via } | null
+  readonly ticket?: string
   /** Asked before a session is read. */
   readonly mayUseCookie: () => boolean
 }
@@ -19,17 +22,26 @@ export interface Presented {
 export type FaultReporter = (request: FastifyRequest, where: string, error: unknown) => void
 
 const MISSING: Refusal = 'FST_HYBRID_AUTH_MISSING_CREDENTIALS'
+const INVALID_TICKET: Refusal = 'FST_HYBRID_AUTH_INVALID_TICKET'
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
+
+export interface ChainParts {
+  readonly report: FaultReporter
+  readonly onBadIdentity: (option: string) => void
+  readonly revocations: Pick<Revocations, 'covers' | 'saw' | 'isComplete'>
+  readonly tickets: TicketStore
+}
 
 export type Chain = Awaited<ReturnType<typeof createChain>>
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION, FST_HYBRID_AUTH_MISSING_DEPENDENCY */
-export async function createChain (options: ParsedOptions, report: FaultReporter, onBadIdentity: (option: string) => void) {
+export async function createChain (options: ParsedOptions, { report, onBadIdentity, revocations, tickets }: ChainParts) {
   const verifyJwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt, () => { onBadIdentity('jwt.user') })
   const sessions = options.session === undefined ? null : await createSessionVerifier(options.session, () => { onBadIdentity('session.user') })
 
   /** Who the request comes from. Neither throws nor rejects. */
-  function authenticate (request: FastifyRequest, { bearer, mayUseCookie }: Presented): Maybe<AuthContext | Refusal> {
+  function authenticate (request: FastifyRequest, { bearer, ticket, mayUseCookie }: Presented): Maybe<AuthContext | Refusal> {
+    if (ticket !== undefined) return tryTicket(request, ticket)
     if (bearer === null) return trySession(request, mayUseCookie)
     return whenReady(tryJwt(request, bearer), outcome => {
       if (!isRefusal(outcome) || options.fallback === 'absent' || sessions?.isPresented(request) !== true) return outcome
@@ -42,14 +54,32 @@ export async function createChain (options: ParsedOptions, report: FaultReporter
   function tryJwt (request: FastifyRequest, { token, via }: NonNullable<Presented['bearer']>): Maybe<AuthContext | Refusal> {
     if (verifyJwt === null) return 'FST_HYBRID_AUTH_INVALID_TOKEN'
     return closed(request, 'jwt', () => whenReady(verifyJwt(token), outcome =>
-      isRefusal(outcome) ? outcome : jwtContext(outcome, via)))
+      isRefusal(outcome) ? outcome : unlessRevoked(jwtContext(outcome, via))))
+  }
+
+  /** Every credential comes by here, remembered or not, at every use. */
+  function unlessRevoked (context: AuthContext): AuthContext | Refusal {
+    if (!revocations.isComplete) return UNAVAILABLE
+    revocations.saw(context)
+    return revocations.covers(context) ? revokedAs(context) : context
+  }
+
+  /** It dies with the credential that it was issued for. */
+  function tryTicket (request: FastifyRequest, ticket: string): Maybe<AuthContext | Refusal> {
+    return closed(request, 'ticket', () => whenReady(takeTicket(tickets, request, ticket), context => {
+      if (isRefusal(context)) return context
+      if (context.authType !== 'session') return verifyJwt === null ? INVALID_TICKET : unlessRevoked(context)
+      if (sessions === null) return INVALID_TICKET
+      return whenReady(sessions.reread(request, context.sessionId), session =>
+        isRefusal(session) ? INVALID_TICKET : unlessRevoked(renewed(sessionContext(session), 'ticket')))
+    }))
   }
 
   function trySession (request: FastifyRequest, mayUseCookie: () => boolean, fallbackFrom?: Refusal): Maybe<AuthContext | Refusal> {
     if (!sessions?.isPresented(request)) return MISSING
     if (!mayUseCookie()) return 'FST_HYBRID_AUTH_ORIGIN_REFUSED'
     return closed(request, 'session', () => whenReady(sessions.verifySession(request), outcome =>
-      isRefusal(outcome) ? outcome : sessionContext(outcome, fallbackFrom)))
+      isRefusal(outcome) ? outcome : unlessRevoked(sessionContext(outcome, fallbackFrom))))
   }
 
   return {

@@ -23,6 +23,16 @@ export function sessionContext ({ identity, sessionId, expiresAt }: VerifiedSess
   })
 }
 
+/** What the holder of a revoked credential is told. */
+export function revokedAs ({ authType }: AuthContext): AuthErrorCode {
+  return authType === 'session' ? 'FST_HYBRID_AUTH_REVOKED_SESSION' : 'FST_HYBRID_AUTH_REVOKED_TOKEN'
+}
+
+/** The same credential in another request. */
+export function renewed (context: AuthContext, via: Via): AuthContext {
+  return Object.freeze({ ...context, via, authenticatedAt: Date.now(), version: FIRST_VERSION })
+}
+
 /** The same, as a later version of a connection's context. */
 export function withVersion (context: AuthContext, version: number): AuthContext {
   return version === context.version ? context : Object.freeze({ ...context, version })

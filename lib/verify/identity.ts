@@ -27,8 +27,9 @@ function checked (user: PlainObject): CheckedIdentity | null {
 }
 
 function isIdentity (user: PlainObject): user is PlainObject & Identity {
-  const { userId, role, permissions, tenantId } = user
+  const { userId, role, permissions, tenantId, issuedAt } = user
   return isName(userId) &&
+    (issuedAt == null || typeof issuedAt === 'number') &&
     (role == null || isName(role)) &&
     (tenantId == null || isName(tenantId)) &&
     (permissions == null || (Array.isArray(permissions) && permissions.every(item => typeof item === 'string')))

@@ -1,11 +1,11 @@
 /** A bearer JWT to what it proves: form, key, signature, claims, in that order, and a memory of successes. */
 import { isUtf8 } from 'node:buffer'
-import { createHash } from 'node:crypto'
 import type { Claims } from '../../types/context.js'
 import { isRefusal, type Refusal } from '../errors.js'
 import { adopt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedJwtOptions } from '../options.js'
 import { GenerationCache } from './cache.js'
+import { tokenHash } from './identify.js'
 import { createClaimsCheck, within, type Validity } from './claims.js'
 import { checkIdentity, identityFromClaims, type CheckedIdentity } from './identity.js'
 import { createKeyring } from './keyring.js'
@@ -101,11 +101,6 @@ function readClaims (token: string, payloadSegment: string, verify: SignatureVer
   } catch {
     return null
   }
-}
-
-/** What names a token without `jti`. The signature is no part of it: one signature has several spellings. */
-function tokenHash (headerSegment: string, payloadSegment: string): string {
-  return 'sha256:' + createHash('sha256').update(`${headerSegment}.${payloadSegment}`).digest('base64url')
 }
 
 function isObject (value: unknown): value is object {

@@ -20,7 +20,7 @@ export function storeOf (request: FastifyRequest, store: SessionStore | undefine
   throw authError('FST_HYBRID_AUTH_MISSING_DEPENDENCY', 'session needs the store of @fastify/session, or session.store')
 }
 
-function isStore (value: unknown): value is SessionStore {
+export function isStore (value: unknown): value is SessionStore {
   return isObject(value) && 'get' in value && typeof value.get === 'function'
 }
 

@@ -1,0 +1,83 @@
+/** What a node asks of its cluster, and a cluster of its nodes. Memory and Redis are the two that there are. */
+import type { Maybe } from '../maybe.js'
+import type { Command } from './command.js'
+import type { Revocation } from './revocations.js'
+
+/** What a command met: connections that it concerns, and those of them that it closed. */
+export interface Outcome {
+  readonly matched: number
+  readonly closed: number
+}
+
+/** What became of a command on the other nodes. */
+export interface Delivery extends Outcome {
+  /** It is in the log: a node that is away finds it there. */
+  readonly durable: boolean
+  readonly acknowledged: number
+  readonly missing: number
+}
+
+/** A connection's place under its limits. Unique among nodes. */
+export interface Lease {
+  readonly id: string
+  /** What is counted: `user:alice`, `ip:192.0.2.1`, `tenant:acme`. */
+  readonly keys: readonly string[]
+}
+
+/** How a node came back to its cluster, or to it for the first time. */
+export interface Recovery {
+  /** How long it was away, and how long it took from the first answer until nothing was left to read, in milliseconds. */
+  readonly lostFor: number
+  readonly converged: number
+}
+
+/** The node, as its cluster sees it. */
+export interface ClusterMember {
+  readonly id: string
+  /** A command of another node. One that came before does nothing. */
+  receive (command: Command): Promise<Outcome>
+  /** Revocations that are live, for a cluster that has lost them. */
+  revocations (): Iterable<Revocation>
+  hasRevocation (id: string): boolean
+  leases (): Iterable<Lease>
+  lost (): void
+  recovered (recovery: Recovery): void
+  /** A message that could not have come from a node. */
+  ignored (): void
+}
+
+/** What open and new sockets may do while the cluster cannot be reached. */
+export type OnClusterLoss = 'serve' | 'refuse-new' | 'close'
+
+/** One node's way to the others. */
+export interface Cluster {
+  readonly onLoss: { readonly action: OnClusterLoss, readonly after: number }
+  readonly isConnected: boolean
+  /** Commands that wait for the cluster to be back. */
+  readonly queued: number
+  /** Resolves when live revocations are known, or when it is clear that they are not to be had now. Never rejects. */
+  start (): Promise<void>
+  stop (): Promise<void>
+  /**
+   * Tells the other nodes.
+   * @param awaits whether their answers are waited for
+   * @throws FST_HYBRID_AUTH_UNAVAILABLE where no more commands can be kept
+   */
+  publish (command: Command, awaits: boolean): Promise<Delivery>
+  /**
+   * Takes a place under every key, or none.
+   * @param limits how many places each key has, in the order of the keys
+   * @returns the leases that have to go for it, oldest first; null: there is no place
+   */
+  acquire (lease: Lease, limits: readonly number[], evicts: boolean): Maybe<readonly string[] | null>
+  release (lease: Lease): void
+  /** Keeps a value to be taken once. @throws, or rejects, where that cannot be promised */
+  putTicket (key: string, value: string, ttl: number): Maybe<void>
+  /** The value, for the first who asks. @throws, or rejects, where that cannot be known */
+  takeTicket (key: string): Maybe<string | null>
+}
+
+/** As the `cluster` option takes it: one object may serve several registrations, each a node of its own. */
+export interface ClusterDriver {
+  join (member: ClusterMember): Cluster
+}

@@ -1,0 +1,97 @@
+/** What nodes tell each other: one schema, one size, one signature. A message that fails any of them was never sent. */
+import { createHmac, timingSafeEqual } from 'node:crypto'
+import * as v from 'valibot'
+
+const MAX_LENGTH = 64 * 1024
+const SIGNATURE_LENGTH = 43
+
+const name = v.pipe(v.string(), v.nonEmpty(), v.maxLength(2048))
+const nullableName = v.nullable(name)
+const time = v.pipe(v.number(), v.finite(), v.minValue(0))
+
+const revocation = v.strictObject({
+  id: name,
+  kind: v.picklist(['user', 'session', 'token', 'tenant']),
+  key: name,
+  issuer: v.exactOptional(nullableName),
+  tenantId: v.exactOptional(nullableName),
+  issuedBefore: v.exactOptional(time),
+  reason: v.pipe(v.string(), v.maxLength(200)),
+  reauthWithin: time,
+  at: time,
+  expiresAt: v.nullable(time)
+})
+
+const filter = v.strictObject({
+  userId: v.exactOptional(name),
+  issuer: v.exactOptional(nullableName),
+  tenantId: v.exactOptional(nullableName),
+  sessionId: v.exactOptional(name),
+  tokenId: v.exactOptional(name),
+  authType: v.exactOptional(v.picklist(['jwt', 'session']))
+})
+
+const id = { id: name, from: name, at: time }
+const command = v.variant('type', [
+  v.strictObject({ ...id, type: v.literal('revoke'), revocation }),
+  v.strictObject({ ...id, type: v.literal('count'), revocation }),
+  v.strictObject({ ...id, type: v.literal('disconnect'), filter, code: v.union([v.string(), v.number()]), reason: v.exactOptional(v.string()) }),
+  v.strictObject({ ...id, type: v.literal('permissions'), userId: name, permissions: v.array(v.string()) }),
+  v.strictObject({ ...id, type: v.literal('evict'), leases: v.array(name) })
+])
+
+const answer = v.strictObject({ from: name, to: name, matched: time, closed: time })
+
+/** Read by every node. `at` is in milliseconds since the epoch, by the clock of the node that sent it. */
+export type Command = v.InferOutput<typeof command>
+/** One node's answer to the command `to`. */
+export type Answer = v.InferOutput<typeof answer>
+
+/** Where a text is kept: one signed for one place means nothing in another. */
+export type Place = 'control' | 'answer' | 'ticket'
+
+export type Codec = ReturnType<typeof createCodec>
+
+/** @param secret undefined: whoever can write to the cluster's store is believed */
+export function createCodec (secret: string | Buffer | undefined) {
+  function sign (place: Place, text: string): string {
+    return secret === undefined ? '' : createHmac('sha256', secret).update(`hybrid-auth.${place}\n${text}`).digest('base64url')
+  }
+
+  /** The JSON of a text that was sealed here or on a node with the same secret; undefined for any other. */
+  function open (place: Place, sealed: string): unknown {
+    if (sealed.length > MAX_LENGTH) return undefined
+    const at = sealed.indexOf(':')
+    const text = sealed.slice(at + 1)
+    if (at === -1 || !isSame(sealed.slice(0, at), sign(place, text), secret !== undefined)) return undefined
+    try {
+      return JSON.parse(text)
+    } catch {
+      return undefined
+    }
+  }
+
+  return {
+    /** @throws RangeError on what is longer than nodes read */
+    seal (place: Place, value: object): string {
+      const text = JSON.stringify(value)
+      const sealed = `${sign(place, text)}:${text}`
+      if (sealed.length > MAX_LENGTH) throw new RangeError('too long to be told to the other nodes')
+      return sealed
+    },
+    open,
+    openCommand: (sealed: string): Command | null => parse(command, open('control', sealed)),
+    openAnswer: (sealed: string): Answer | null => parse(answer, open('answer', sealed))
+  }
+}
+
+/** Without a secret, what is signed with one is read as well: nodes get theirs one after the other. */
+function isSame (given: string, expected: string, isSigned: boolean): boolean {
+  if (!isSigned) return true
+  return given.length === SIGNATURE_LENGTH && timingSafeEqual(Buffer.from(given), Buffer.from(expected))
+}
+
+function parse<Schema extends v.GenericSchema> (schema: Schema, value: unknown): v.InferOutput<Schema> | null {
+  const result = v.safeParse(schema, value)
+  return result.success ? result.output : null
+}

@@ -1,0 +1,87 @@
+/** One process, or several nodes in one: everything that Redis does for nodes, without it. */
+import { authError } from '../errors.js'
+import type { Cluster, ClusterDriver, ClusterMember, Delivery, Lease } from './cluster.js'
+import type { Command } from './command.js'
+
+const MAX_TICKETS = 100_000
+
+/** @returns a cluster whose nodes are the registrations that it is given to, all in this process */
+export function memoryCluster (): ClusterDriver {
+  const members = new Set<ClusterMember>()
+  /** The leases of a key, oldest first. */
+  const leases = new Map<string, Set<string>>()
+  const tickets = new Map<string, { readonly value: string, readonly until: number }>()
+
+  return { join }
+
+  function join (member: ClusterMember): Cluster {
+    members.add(member)
+    return {
+      onLoss: { action: 'serve', after: 0 },
+      queued: 0,
+      isConnected: true,
+      async start () {},
+      async stop () {
+        members.delete(member)
+        for (const lease of member.leases()) release(lease)
+      },
+      publish: command => publish(command, member),
+      acquire,
+      release,
+      putTicket,
+      takeTicket
+    }
+  }
+
+  async function publish (command: Command, from: ClusterMember): Promise<Delivery> {
+    const others = [...members].filter(member => member !== from)
+    const outcomes = await Promise.all(others.map(member => member.receive(command)))
+    return {
+      durable: true,
+      acknowledged: others.length,
+      missing: 0,
+      matched: outcomes.reduce((sum, { matched }) => sum + matched, 0),
+      closed: outcomes.reduce((sum, { closed }) => sum + closed, 0)
+    }
+  }
+
+  function acquire ({ id, keys }: Lease, limits: readonly number[], evicts: boolean): readonly string[] | null {
+    const evicted = new Set<string>()
+    for (const [index, key] of keys.entries()) {
+      const taken = [...leases.get(key) ?? []].filter(other => !evicted.has(other))
+      const over = taken.length + 1 - (limits[index] ?? Infinity)
+      if (over > 0 && !evicts) return null
+      for (const other of taken.slice(0, Math.max(over, 0))) evicted.add(other)
+    }
+    for (const key of keys) {
+      const taken = leases.get(key) ?? new Set()
+      for (const other of evicted) taken.delete(other)
+      leases.set(key, taken.add(id))
+    }
+    return [...evicted]
+  }
+
+  function release ({ id, keys }: Lease): void {
+    for (const key of keys) {
+      const taken = leases.get(key)
+      taken?.delete(id)
+      if (taken?.size === 0) leases.delete(key)
+    }
+  }
+
+  function putTicket (key: string, value: string, ttl: number): void {
+    const now = Date.now()
+    for (const [old, { until }] of tickets) {
+      if (until > now) break
+      tickets.delete(old)
+    }
+    if (tickets.size >= MAX_TICKETS) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
+    tickets.set(key, { value, until: now + ttl })
+  }
+
+  function takeTicket (key: string): string | null {
+    const ticket = tickets.get(key)
+    tickets.delete(key)
+    return ticket === undefined || ticket.until <= Date.now() ? null : ticket.value
+  }
+}

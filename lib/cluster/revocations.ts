@@ -1,0 +1,180 @@
+/** Every live revocation, found by what it kills in the time of three Map reads. */
+import type { AuthContext } from '../../types/context.js'
+import { wheel } from '../connection/wheel.js'
+
+/** One revocation. Times are in milliseconds since the epoch. */
+export interface Revocation {
+  readonly id: string
+  readonly kind: 'user' | 'session' | 'token' | 'tenant'
+  /** The user's, session's, token's or tenant's id. */
+  readonly key: string
+  /** Only what this issuer issued; null: what names none. */
+  readonly issuer?: string | null
+  /** Only the user of this tenant; null: of none. */
+  readonly tenantId?: string | null
+  /** Only credentials that are older. */
+  readonly issuedBefore?: number
+  readonly reason: string
+  /** How long an open socket has to bring another credential, in milliseconds; 0: none. */
+  readonly reauthWithin: number
+  readonly at: number
+  /** When nothing that it kills can be alive any more; null: never. */
+  readonly expiresAt: number | null
+}
+
+type Index = Map<string, Revocation[]>
+
+/** How long what is over may stay: it kills nothing meanwhile. */
+const SWEEP = 30_000
+
+export class Revocations {
+  readonly #byId = new Map<string, Revocation>()
+  readonly #users: Index = new Map()
+  readonly #sessions: Index = new Map()
+  readonly #tokens: Index = new Map()
+  readonly #tenants: Index = new Map()
+  /** By the sweep that will drop them, so that a sweep costs what it drops. */
+  readonly #endings = new Map<number, Revocation[]>()
+  #swept = sweepOf(Date.now())
+  readonly #sweeper = { due: -1, position: 0, look: () => { this.#sweep() } }
+  #latest = 0
+  /** Whether those that were made before this process began are here. Until then nobody can be told from who was revoked. */
+  isComplete = true
+
+  get size (): number {
+    return this.#byId.size
+  }
+
+  /** false: it is known already, or over. */
+  add (revocation: Revocation): boolean {
+    const { id, kind, key, expiresAt } = revocation
+    if (this.#byId.has(id) || isPast(expiresAt)) return false
+    this.#byId.set(id, revocation)
+    push(this.#indexOf(kind), key, revocation)
+    if (expiresAt !== null) {
+      push(this.#endings, Math.max(sweepOf(expiresAt), this.#swept + 1), revocation)
+      if (this.#sweeper.due === -1) wheel.schedule(this.#sweeper, SWEEP)
+    }
+    return true
+  }
+
+  has (id: string): boolean {
+    return this.#byId.has(id)
+  }
+
+  live (): Iterable<Revocation> {
+    return this.#byId.values()
+  }
+
+  /** Whether the credential behind a context is revoked. Asked at every handshake, and on the hot path. */
+  covers (context: AuthContext): boolean {
+    if (this.#byId.size === 0) return false
+    const { userId, tenantId } = context
+    return anyKills(this.#users.get(userId), context) ||
+      anyKills(context.authType === 'session' ? this.#sessions.get(context.sessionId) : this.#tokens.get(context.tokenId), context) ||
+      (tenantId !== null && anyKills(this.#tenants.get(tenantId), context))
+  }
+
+  hasSession (sessionId: string): boolean {
+    return this.#sessions.get(sessionId)?.some(({ expiresAt }) => !isPast(expiresAt)) === true
+  }
+
+  /** Remembers how long tokens live: what is revoked without an end is kept until the last of those that were seen is over. */
+  saw ({ authType, expiresAt }: AuthContext): void {
+    if (authType !== 'session') this.#latest = Math.max(this.#latest, expiresAt ?? Infinity)
+  }
+
+  /** When everything that exists at `time` is over, as far as is known here; null: never. */
+  endOf (time: number, retention: number): number | null {
+    const end = Math.max(time + retention, this.#latest)
+    return end === Infinity ? null : end
+  }
+
+  clear (): void {
+    wheel.remove(this.#sweeper)
+  }
+
+  #sweep (): void {
+    const until = sweepOf(Date.now())
+    // After a clock was set far ahead there are fewer endings than sweeps.
+    const sweeps = until - this.#swept > this.#endings.size ? [...this.#endings.keys()] : range(this.#swept + 1, until)
+    for (const sweep of sweeps) {
+      if (sweep > until) continue
+      for (const revocation of this.#endings.get(sweep) ?? []) this.#drop(revocation)
+      this.#endings.delete(sweep)
+    }
+    this.#swept = Math.max(this.#swept, until)
+    if (this.#endings.size > 0) wheel.schedule(this.#sweeper, SWEEP)
+  }
+
+  #drop (revocation: Revocation): void {
+    const index = this.#indexOf(revocation.kind)
+    const left = index.get(revocation.key)?.filter(other => other !== revocation) ?? []
+    this.#byId.delete(revocation.id)
+    if (left.length === 0) index.delete(revocation.key)
+    else index.set(revocation.key, left)
+  }
+
+  #indexOf (kind: Revocation['kind']): Index {
+    switch (kind) {
+      case 'user': return this.#users
+      case 'session': return this.#sessions
+      case 'token': return this.#tokens
+      case 'tenant': return this.#tenants
+    }
+  }
+}
+
+function anyKills (revocations: readonly Revocation[] | undefined, context: AuthContext): boolean {
+  if (revocations === undefined) return false
+  for (const revocation of revocations) if (kills(revocation, context)) return true
+  return false
+}
+
+function kills (revocation: Revocation, context: AuthContext): boolean {
+  return isAimedAt(revocation, context) && !isPast(revocation.expiresAt) &&
+    (revocation.issuedBefore === undefined || isOlder(context, revocation.issuedBefore))
+}
+
+/** Whether the context is one of those that are meant, whatever its age. */
+export function isAimedAt ({ kind, key, issuer, tenantId }: Revocation, context: AuthContext): boolean {
+  return keyOf(kind, context) === key &&
+    (issuer === undefined || context.issuer === issuer) && (tenantId === undefined || context.tenantId === tenantId)
+}
+
+/**
+ * Whether the credential was issued before. `iat` is in whole seconds (RFC 7519 §2): what was issued in the same second
+ * is not older, or the token that follows a change of the password would be dead on arrival. One that does not say when
+ * it was issued is older than anything.
+ */
+export function isOlder ({ user, ...context }: AuthContext, time: number): boolean {
+  const issuedAt = context.authType === 'session' ? user.issuedAt : context.claims.iat === undefined ? undefined : context.claims.iat * 1000
+  return typeof issuedAt !== 'number' || issuedAt < Math.floor(time / 1000) * 1000
+}
+
+function keyOf (kind: Revocation['kind'], context: AuthContext): string | null {
+  switch (kind) {
+    case 'user': return context.userId
+    case 'tenant': return context.tenantId
+    case 'session': return context.authType === 'session' ? context.sessionId : null
+    case 'token': return context.authType === 'session' ? null : context.tokenId
+  }
+}
+
+function isPast (time: number | null): boolean {
+  return time !== null && time <= Date.now()
+}
+
+function sweepOf (time: number): number {
+  return Math.ceil(time / SWEEP)
+}
+
+function * range (from: number, to: number): Generator<number> {
+  for (let i = from; i <= to; i++) yield i
+}
+
+function push<K> (index: Map<K, Revocation[]>, key: K, revocation: Revocation): void {
+  const list = index.get(key)
+  if (list === undefined) index.set(key, [revocation])
+  else list.push(revocation)
+}

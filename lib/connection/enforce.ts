@@ -1,0 +1,81 @@
+/** What a command does to the connections of this process. */
+import { setImmediate as immediate } from 'node:timers/promises'
+import type { ConnectionFilter } from '../../types/connection.js'
+import type { AuthContext } from '../../types/context.js'
+import { isAimedAt, isOlder, type Revocation } from '../cluster/revocations.js'
+import { now } from './clock.js'
+import { closeConnection } from './closing.js'
+import type { GuardedConnection } from './connection.js'
+import { sendFrame } from './control.js'
+import type { CloseBy, CloseDetails, Hub } from './hub.js'
+import { endBy, isOver } from './lifecycle.js'
+import { replaceContext } from './reauth.js'
+import type { Registry } from './registry.js'
+
+/** Closes between two turns of the loop. */
+const BATCH = 25
+
+/** One after the other; the first of them at once. Other work of the loop goes on between the batches. */
+export async function inBatches (connections: readonly GuardedConnection[], end: (connection: GuardedConnection) => void): Promise<void> {
+  for (const [index, connection] of connections.entries()) {
+    end(connection)
+    if (index % BATCH === BATCH - 1) await immediate()
+  }
+}
+
+/** The open connections that a revocation ends, or would. */
+export function connectionsOf (registry: Registry, revocation: Revocation): GuardedConnection[] {
+  const { issuedBefore } = revocation
+  return registry.find(filterOf(revocation)).filter(({ context }) => isAimedAt(revocation, context) &&
+    // What was verified before that time was issued before it, whatever its seconds say.
+    (issuedBefore === undefined || context.authenticatedAt <= issuedBefore || isOlder(context, issuedBefore)))
+}
+
+function filterOf ({ kind, key }: Revocation): ConnectionFilter {
+  switch (kind) {
+    case 'user': return { userId: key }
+    case 'session': return { sessionId: key }
+    case 'token': return { tokenId: key }
+    case 'tenant': return { tenantId: key }
+  }
+}
+
+/** Nothing passes any more from here on, in either direction; the closes follow in batches. */
+export async function revokeConnections (connections: readonly GuardedConnection[], { reason }: Revocation): Promise<void> {
+  const by = now()
+  for (const connection of connections) endBy(connection, by, reason)
+  await inBatches(connections, connection => { isOver(connection) })
+}
+
+/** Asks for another credential, and ends whoever has not brought one in time. */
+export function requireReauth (connections: readonly GuardedConnection[], { reason, reauthWithin }: Revocation): void {
+  for (const connection of connections) {
+    if (!endBy(connection, now() + reauthWithin, reason)) continue
+    connection.isAsked = true
+    // A session's socket takes no token: what helps there is a new login over HTTP.
+    if (connection.speaks && connection.context.authType !== 'session') {
+      sendFrame(connection.socket, { type: 'token_refresh_required', expiresIn: Math.ceil(reauthWithin / 1000) })
+    }
+    connection.announce('expiring', reauthWithin)
+  }
+}
+
+export async function disconnectAll (connections: readonly GuardedConnection[], by: CloseBy, details: CloseDetails): Promise<void> {
+  await inBatches(connections, connection => { closeConnection(connection, by, details) })
+}
+
+/** A new version of every context, and the route's rule asked of it. */
+export function changePermissions (hub: Hub, userId: string, given: readonly string[]): number {
+  const permissions = Object.freeze([...given])
+  const connections = hub.registry.find({ userId })
+  for (const connection of connections) {
+    const { context } = connection
+    const added = permissions.filter(name => !context.permissions.includes(name))
+    const removed = context.permissions.filter(name => !permissions.includes(name))
+    replaceContext(connection, Object.freeze<AuthContext>({ ...context, permissions }), context.version + 1, () => {
+      hub.audit.permissionsChanged(connection)
+      if (connection.speaks) sendFrame(connection.socket, { type: 'permission_update', permissions, added, removed })
+    })
+  }
+  return connections.length
+}

@@ -1,0 +1,34 @@
+/** The words that option schemas are made of, and the one way to read a value by such a schema. */
+import * as v from 'valibot'
+import { invalidOption } from './errors.js'
+
+export const DAY = 86_400_000
+
+export const text = (what: string) => v.pipe(v.string(`must be ${what}`), v.nonEmpty(`must be ${what}`))
+export const names = (what: string) => v.pipe(v.array(text(what), `must be a list, each ${what}`), v.nonEmpty('must not be empty'))
+export const oneOrMore = v.pipe(
+  v.union([text('an exact string'), names('an exact string')], 'must be an exact string or a list of them'),
+  v.transform(given => typeof given === 'string' ? [given] : given))
+export const flag = (byDefault: boolean) => v.optional(v.boolean('must be true or false'), byDefault)
+export const within = (min: number, max: number, unit: string) => {
+  const message = `must be a number of ${unit} from ${min} to ${max}`
+  return v.pipe(v.number(message), v.minValue(min, message), v.maxValue(max, message))
+}
+export const oneOf = <const Choices extends readonly [string, ...string[]]>(choices: Choices) =>
+  v.picklist(choices, `must be one of ${choices.join(', ')}`)
+export const fn = <F>() => v.custom<F>(given => typeof given === 'function', 'must be a function')
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the path, which begins with `under` */
+export function parse<Schema extends v.GenericSchema> (schema: Schema, given: unknown, under: string): v.InferOutput<Schema> {
+  const result = v.safeParse(schema, given)
+  if (result.success) return result.output
+  // A name that is mistyped explains the one that is missing.
+  const issue = result.issues.find(isUnknownName) ?? result.issues[0]
+  const path = [under, v.getDotPath(issue) ?? ''].filter(part => part !== '').join('.')
+  const isMissing = issue.type === 'strict_object' && issue.received === 'undefined'
+  throw invalidOption(path === '' ? 'options' : path, isUnknownName(issue) ? 'is not an option' : isMissing ? 'is required' : issue.message)
+}
+
+function isUnknownName ({ type, expected }: v.BaseIssue<unknown>): boolean {
+  return type === 'strict_object' && expected === 'never'
+}
