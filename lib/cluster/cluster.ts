@@ -40,7 +40,8 @@ export interface ClusterMember {
   revocations (): Iterable<Revocation>
   hasRevocation (id: string): boolean
   leases (): Iterable<Lease>
-  lost (): void
+  /** @param cause what Redis, or the way to it, said */
+  lost (cause: unknown): void
   recovered (recovery: Recovery): void
   /** A message that could not have come from a node. */
   ignored (): void

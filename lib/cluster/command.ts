@@ -1,6 +1,7 @@
 /** What nodes tell each other: one schema, one size, one signature. A message that fails any of them was never sent. */
 import { createHmac, timingSafeEqual } from 'node:crypto'
 import * as v from 'valibot'
+import { invalidOption } from '../errors.js'
 
 const MAX_LENGTH = 64 * 1024
 const SIGNATURE_LENGTH = 43
@@ -72,11 +73,11 @@ export function createCodec (secret: string | Buffer | undefined) {
   }
 
   return {
-    /** @throws RangeError on what is longer than nodes read */
+    /** @throws FST_HYBRID_AUTH_INVALID_OPTION on what is longer than nodes read */
     seal (place: Place, value: object): string {
       const text = JSON.stringify(value)
       const sealed = `${sign(place, text)}:${text}`
-      if (sealed.length > MAX_LENGTH) throw new RangeError('too long to be told to the other nodes')
+      if (sealed.length > MAX_LENGTH) throw invalidOption(place, 'is too long to be told to the other nodes')
       return sealed
     },
     open,

@@ -1,15 +1,15 @@
 /** One process, or several nodes in one: everything that Redis does for nodes, without it. */
 import { authError } from '../errors.js'
-import type { Cluster, ClusterDriver, ClusterMember, Delivery, Lease } from './cluster.js'
+import type { Cluster, ClusterDriver, ClusterMember, Delivery } from './cluster.js'
 import type { Command } from './command.js'
+import { LeaseTable } from './leases.js'
 
 const MAX_TICKETS = 100_000
 
 /** @returns a cluster whose nodes are the registrations that it is given to, all in this process */
 export function memoryCluster (): ClusterDriver {
   const members = new Set<ClusterMember>()
-  /** The leases of a key, oldest first. */
-  const leases = new Map<string, Set<string>>()
+  const leases = new LeaseTable()
   const tickets = new Map<string, { readonly value: string, readonly until: number }>()
 
   return { join }
@@ -23,11 +23,11 @@ export function memoryCluster (): ClusterDriver {
       async start () {},
       async stop () {
         members.delete(member)
-        for (const lease of member.leases()) release(lease)
+        for (const lease of member.leases()) leases.release(lease)
       },
       publish: command => publish(command, member),
-      acquire,
-      release,
+      acquire: (lease, limits, evicts) => leases.acquire(lease, limits, evicts),
+      release: lease => { leases.release(lease) },
       putTicket,
       takeTicket
     }
@@ -42,30 +42,6 @@ export function memoryCluster (): ClusterDriver {
       missing: 0,
       matched: outcomes.reduce((sum, { matched }) => sum + matched, 0),
       closed: outcomes.reduce((sum, { closed }) => sum + closed, 0)
-    }
-  }
-
-  function acquire ({ id, keys }: Lease, limits: readonly number[], evicts: boolean): readonly string[] | null {
-    const evicted = new Set<string>()
-    for (const [index, key] of keys.entries()) {
-      const taken = [...leases.get(key) ?? []].filter(other => !evicted.has(other))
-      const over = taken.length + 1 - (limits[index] ?? Infinity)
-      if (over > 0 && !evicts) return null
-      for (const other of taken.slice(0, Math.max(over, 0))) evicted.add(other)
-    }
-    for (const key of keys) {
-      const taken = leases.get(key) ?? new Set()
-      for (const other of evicted) taken.delete(other)
-      leases.set(key, taken.add(id))
-    }
-    return [...evicted]
-  }
-
-  function release ({ id, keys }: Lease): void {
-    for (const key of keys) {
-      const taken = leases.get(key)
-      taken?.delete(id)
-      if (taken?.size === 0) leases.delete(key)
     }
   }
 

@@ -4,19 +4,18 @@ import type { FastifyRequest } from 'fastify'
 import type { ClusterStatus, CommandResult, RevokeOptions, RevokeTarget, TicketOptions } from '../../types/cluster.js'
 import type { ConnectionFilter, DisconnectOptions } from '../../types/connection.js'
 import { checkClose } from '../connection/closing.js'
-import type { GuardedConnection } from '../connection/connection.js'
-import { changePermissions, connectionsOf, disconnectAll, requireReauth, revokeConnections } from '../connection/enforce.js'
+import { disconnectAll } from '../connection/enforce.js'
 import type { Hub } from '../connection/hub.js'
 import { checkFilter } from '../connection/registry.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
 import { ConnectionLimits } from '../policy/limits.js'
-import { CLOSE, type CloseName } from '../protocol.js'
 import { issueTicket } from '../verify/ticket.js'
 import type { Cluster, ClusterMember, Lease, Outcome, Recovery } from './cluster.js'
+import { carryOut, NOTHING } from './carry-out.js'
 import type { Command } from './command.js'
 import { memoryCluster } from './memory.js'
-import { isOlder, type Revocation, type Revocations } from './revocations.js'
+import type { Revocation, Revocations } from './revocations.js'
 import { parsePermissions, parseRevoke, type RevokeSettings } from './target.js'
 
 /** What is older is not carried out any more, in milliseconds; a revocation is, until it ends. */
@@ -24,7 +23,6 @@ const MAX_AGE = 3_600_000
 /** What is destroyed is in no store any more; so long nothing that still holds it can put it back, in milliseconds. */
 const LOGOUT_RETENTION = 3_600_000
 const MAX_SEEN = 10_000
-const NOTHING: Outcome = { matched: 0, closed: 0 }
 
 type Order = Command extends infer One ? One extends Command ? Omit<One, 'id' | 'from' | 'at'> : never : never
 
@@ -35,13 +33,15 @@ export class ClusterNode implements ClusterMember {
   readonly #known: Revocations
   readonly #audit: Auditor
   readonly #settings: RevokeSettings
+  readonly #report: (cause: unknown) => void
   readonly #seen = new Set<string>()
   #hub: Hub | null = null
   #lostSince: number | null = null
   #lossTimer: NodeJS.Timeout | undefined
   #ignored = 0
 
-  constructor ({ cluster = memoryCluster(), limits, revocations, jwt }: ParsedOptions, known: Revocations, audit: Auditor) {
+  constructor ({ cluster = memoryCluster(), limits, revocations, jwt }: ParsedOptions, known: Revocations, audit: Auditor, report: (cause: unknown) => void) {
+    this.#report = report
     this.#known = known
     this.#audit = audit
     this.#settings = { retention: revocations.retention, clockTolerance: jwt?.clockTolerance ?? 0 }
@@ -119,8 +119,9 @@ export class ClusterNode implements ClusterMember {
     return this.limits?.leases() ?? []
   }
 
-  lost (): void {
+  lost (cause: unknown): void {
     if (this.#lostSince !== null) return
+    this.#report(cause)
     this.#lostSince = Date.now()
     this.#audit.clusterLost(this.id)
     const { action, after } = this.cluster.onLoss
@@ -171,48 +172,13 @@ export class ClusterNode implements ClusterMember {
     }
   }
 
-  /** What is to end has ended for the application when this returns; the promise waits for the close frames. */
   async #carryOut (command: Command): Promise<Outcome> {
-    const hub = this.#hub
-    if (hub === null) return NOTHING
-    switch (command.type) {
-      case 'count': return { matched: connectionsOf(hub.registry, command.revocation).length, closed: 0 }
-      case 'revoke': return this.#revoke(hub, command.revocation)
-      case 'disconnect': {
-        const { filter, code, reason } = command
-        const found = hub.registry.find(filter)
-        await disconnectAll(found, closeByOf(code), reason === undefined ? {} : { reason })
-        return { matched: found.length, closed: found.length }
-      }
-      case 'permissions': return { matched: changePermissions(hub, command.userId, command.permissions), closed: 0 }
-      case 'evict': {
-        const { length } = command.leases.filter(lease => this.limits?.evict(lease) === true)
-        return { matched: length, closed: length }
-      }
-    }
-  }
-
-  async #revoke ({ registry }: Hub, revocation: Revocation): Promise<Outcome> {
-    if (!this.#known.add(revocation)) return NOTHING
-    const found = connectionsOf(registry, revocation)
-    this.#revokeYoung(found, revocation)
-    if (revocation.reauthWithin > 0) {
-      requireReauth(found, revocation)
-      return { matched: found.length, closed: 0 }
-    }
-    await revokeConnections(found, revocation)
-    return { matched: found.length, closed: found.length }
-  }
-
-  /** Tokens of the very second of `issuedBefore` are not older than it, but those that are seen to be open were. */
-  #revokeYoung (connections: readonly GuardedConnection[], { issuedBefore, reason, reauthWithin }: Revocation): void {
-    if (issuedBefore === undefined) return
-    for (const { context } of connections) {
-      if (context.authType === 'session' || isOlder(context, issuedBefore)) continue
-      const { tokenId, issuer, expiresAt } = context
-      const young: RevokeTarget = { tokenId, issuer }
-      this.revoke(young, { reason, mode: reauthWithin > 0 ? { reauthWithin } : 'now', ...(expiresAt !== null && { expiresAt }) }).catch(() => {})
-    }
+    if (this.#hub === null) return NOTHING
+    return carryOut({
+      hub: this.#hub,
+      known: this.#known,
+      revokeYoung: ({ target, options }) => { this.revoke(target, options).catch(() => {}) }
+    }, command)
   }
 
   #remember (id: string): void {
@@ -231,14 +197,4 @@ export function createClusterApi (node: ClusterNode) {
     issueTicket: (request: FastifyRequest, options?: TicketOptions) => issueTicket(node.cluster, request, options),
     status: () => node.status()
   }
-}
-
-/** The names of this version are known here; another's are closed as what they most likely are. */
-function closeByOf (code: string | number): CloseName | number {
-  if (typeof code === 'number') return code
-  return isCloseName(code) ? code : 'Revoked'
-}
-
-function isCloseName (name: string): name is CloseName {
-  return Object.hasOwn(CLOSE, name)
 }

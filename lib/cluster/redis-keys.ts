@@ -1,0 +1,25 @@
+/** The names of everything in Redis. The braces keep them in one slot of a Redis Cluster. */
+export function createKeys (prefix: string) {
+  const base = `{${prefix}}:`
+  return {
+    /** The stream of commands. */
+    log: `${base}log`,
+    /** Hash: id to command, of revocations that are live. */
+    live: `${base}live`,
+    /** Sorted set: id by end. */
+    ends: `${base}ends`,
+    /** Sorted set: node by when it was last heard of. */
+    nodes: `${base}nodes`,
+    /** Text that is new where the data is. */
+    generation: `${base}generation`,
+    /** The stream of answers to a node. */
+    answers: (node: string) => `${base}answers:${node}`,
+    /** Hash: lease to its keys, of a node. */
+    held: (node: string) => `${base}held:${node}`,
+    /** Sorted set: lease by when it was taken. */
+    lease: `${base}lease:`,
+    ticket: (key: string) => `${base}ticket:${key}`
+  }
+}
+
+export type Keys = ReturnType<typeof createKeys>

@@ -1,0 +1,170 @@
+/** One node in Redis: what it asks of it, and what it does without. How it reads is in redis-reader. */
+import { authError } from '../errors.js'
+import { Answers } from './answers.js'
+import type { Cluster, ClusterMember, Delivery, Lease, OnClusterLoss } from './cluster.js'
+import type { Codec, Command } from './command.js'
+import { LeaseTable } from './leases.js'
+import { ask, listOf, run, textOf, textsOf, type RedisClient } from './redis-client.js'
+import { createKeys } from './redis-keys.js'
+import { RedisReader } from './redis-reader.js'
+import { ACQUIRE, PUBLISH, RELEASE } from './redis-scripts.js'
+import { bury } from './redis-state.js'
+
+export interface RedisSettings {
+  readonly prefix: string
+  readonly onClusterLoss: OnClusterLoss
+  readonly clusterLossDelay: number
+  readonly nodeTimeout: number
+  readonly timeout: number
+}
+
+/** How far the log goes back, in milliseconds: whoever was away for longer reads the live revocations instead. */
+export const LOG_AGE = 3_600_000
+const MAX_QUEUED = 1000
+/** How long a start waits for Redis before the application goes on without, refusing everybody. */
+const START_TIMEOUT = 5000
+const PART = 500
+/** A limit that is not asked. */
+const TAKEN = '-1'
+
+export class RedisNode implements Cluster {
+  readonly onLoss: Cluster['onLoss']
+  readonly #client: RedisClient
+  readonly #codec: Codec
+  readonly #settings: RedisSettings
+  readonly #member: ClusterMember
+  readonly #keys
+  readonly #reader: RedisReader
+  readonly #answers = new Answers()
+  /** Everything this node holds, for the time when nobody else can be asked. */
+  readonly #leases = new LeaseTable()
+  readonly #queue: Array<{ readonly command: Command, readonly sealed: string }> = []
+
+  constructor (client: RedisClient, codec: Codec, settings: RedisSettings, member: ClusterMember) {
+    this.#client = client
+    this.#codec = codec
+    this.#settings = settings
+    this.#member = member
+    this.#keys = createKeys(settings.prefix)
+    this.onLoss = { action: settings.onClusterLoss, after: settings.clusterLossDelay }
+    this.#reader = new RedisReader({
+      client, codec, settings, member, keys: this.#keys, answers: this.#answers, append: command => this.#append(command, codec.seal('control', command)), catchUp: () => this.#catchUp()
+    })
+  }
+
+  get isConnected (): boolean {
+    return this.#reader.isConnected
+  }
+
+  get queued (): number {
+    return this.#queue.length
+  }
+
+  async start (): Promise<void> {
+    await this.#reader.start(START_TIMEOUT)
+  }
+
+  async stop (): Promise<void> {
+    await this.#reader.stop()
+    await bury(this.#client, this.#keys, this.#settings, this.#member.id, true).catch(() => {})
+  }
+
+  async publish (command: Command, awaits: boolean): Promise<Delivery> {
+    const sealed = this.#codec.seal('control', command)
+    if (!this.isConnected) return this.#keep(command, sealed)
+    const collected = this.#answers.expect(command.id)
+    try {
+      const alive = await this.#append(command, sealed)
+      const others = alive.filter(node => node !== this.#member.id)
+      this.#reader.others = others.length
+      return { durable: true, ...await collected.from(awaits ? others : [], this.#settings.timeout) }
+    } catch {
+      return this.#keep(command, sealed)
+    } finally {
+      collected.end()
+    }
+  }
+
+  async acquire (lease: Lease, limits: readonly number[], evicts: boolean): Promise<readonly string[] | null> {
+    const reply = this.isConnected ? await this.#place(lease, limits.map(String), evicts).catch(() => undefined) : undefined
+    // Without Redis a node counts what is its own.
+    if (reply === undefined) return this.#leases.acquire(lease, limits, evicts)
+    if (!Array.isArray(reply)) return null
+    this.#leases.add(lease)
+    return textsOf(reply)
+  }
+
+  release (lease: Lease): void {
+    this.#leases.release(lease)
+    this.#free(lease).catch(() => { this.#reader.differ() })
+  }
+
+  async putTicket (key: string, value: string, ttl: number): Promise<void> {
+    const sealed = this.#codec.seal('ticket', { value })
+    const reply = await this.#ask(['SET', this.#keys.ticket(key), sealed, 'PX', String(Math.ceil(ttl)), 'NX'])
+    if (textOf(reply) !== 'OK') throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
+  }
+
+  async takeTicket (key: string): Promise<string | null> {
+    const reply = await this.#ask(['GETDEL', this.#keys.ticket(key)])
+    const opened = reply === null ? null : this.#codec.open('ticket', textOf(reply))
+    return typeof opened === 'object' && opened !== null && 'value' in opened && typeof opened.value === 'string' ? opened.value : null
+  }
+
+  /** After a time away: leases as they are now, and the commands that waited. */
+  async #catchUp (): Promise<void> {
+    const reply = await this.#ask(['HKEYS', this.#keys.held(this.#member.id)])
+    const kept = new Set(textsOf(reply))
+    const missing = [...this.#member.leases()].filter(({ id }) => !kept.delete(id))
+    await inParts(missing, lease => this.#place(lease, lease.keys.map(() => TAKEN), false))
+    await inParts([...kept], id => this.#freeAs(id))
+    for (let next = this.#queue[0]; next !== undefined; next = this.#queue[0]) {
+      await this.#append(next.command, next.sealed)
+      this.#queue.shift()
+    }
+  }
+
+  async #append (command: Command, sealed: string): Promise<string[]> {
+    const { log, live, ends, nodes } = this.#keys
+    const isKept = command.type === 'revoke'
+    const end = isKept ? String(command.revocation.expiresAt ?? '+inf') : ''
+    const args = [command.id, sealed, end, String(LOG_AGE), String(this.#settings.nodeTimeout)]
+    return textsOf(await run(this.#client, PUBLISH, [log, live, ends, nodes], args, this.#settings.timeout))
+  }
+
+  /** A revocation that finds no room is not lost: this node knows it, and tells Redis when that is back. */
+  #keep (command: Command, sealed: string): Delivery {
+    this.#reader.differ()
+    if (this.#queue.length < MAX_QUEUED) this.#queue.push({ command, sealed })
+    else if (command.type === 'revoke') this.#reader.forget()
+    else throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
+    return { durable: false, matched: 0, closed: 0, acknowledged: 0, missing: this.#reader.others }
+  }
+
+  #place ({ id, keys }: Lease, limits: string[], evicts: boolean): Promise<unknown> {
+    const { held, lease } = this.#keys
+    return run(this.#client, ACQUIRE, [held(this.#member.id), ...keys.map(key => lease + key)],
+      [id, JSON.stringify(keys), evicts ? '1' : '0', ...limits], this.#settings.timeout)
+  }
+
+  #free ({ id, keys }: Lease): Promise<unknown> {
+    const { held, lease } = this.#keys
+    return run(this.#client, RELEASE, [held(this.#member.id), ...keys.map(key => lease + key)], [id], this.#settings.timeout)
+  }
+
+  /** One that was released while Redis was away. */
+  async #freeAs (id: string): Promise<void> {
+    const reply = await this.#ask(['HGET', this.#keys.held(this.#member.id), id])
+    const keys: unknown = JSON.parse(reply === null ? '[]' : textOf(reply))
+    await this.#free({ id, keys: textsOf(listOf(keys)) })
+  }
+
+  #ask (args: string[]): Promise<unknown> {
+    return ask(this.#client, args, this.#settings.timeout)
+  }
+}
+
+/** As many at once as do not keep Redis from others. */
+async function inParts<T> (all: readonly T[], each: (one: T) => Promise<unknown>): Promise<void> {
+  for (let from = 0; from < all.length; from += PART) await Promise.all(all.slice(from, from + PART).map(each))
+}

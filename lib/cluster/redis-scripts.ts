@@ -1,0 +1,105 @@
+/** What has to happen in Redis in one step. Times are those of Redis: nodes need not agree on theirs. */
+import { script } from './redis-client.js'
+
+const NOW = `
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function int (n) return string.format('%.0f', n) end
+`
+
+/**
+ * Appends a command; one that revokes is also kept until it ends. What is kept already was appended before.
+ * KEYS log, live, ends, nodes · ARGV id, command, end or '' for what is not kept, ms that the log goes back, node timeout
+ * → nodes that are alive
+ */
+export const PUBLISH = script(`${NOW}
+local isNew = true
+if ARGV[3] ~= '' then
+  isNew = redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2]) == 1
+  redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
+end
+if isNew then redis.call('XADD', KEYS[1], 'MINID', '~', int(now - ARGV[4]), '*', 'm', ARGV[2]) end
+return redis.call('ZRANGEBYSCORE', KEYS[4], int(now - ARGV[5]), '+inf')`)
+
+/**
+ * A node is alive; what is over is dropped.
+ * KEYS nodes, generation, ends, live · ARGV node, node timeout, a new generation, ms that clocks may differ
+ * → generation, 1 if the node was alive before, how many are alive, nodes that are not
+ */
+export const BEAT = script(`${NOW}
+local since = now - ARGV[2]
+local before = redis.call('ZSCORE', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[1], int(now), ARGV[1])
+redis.call('SET', KEYS[2], ARGV[3], 'NX')
+local over = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', int(now - ARGV[4]), 'LIMIT', 0, 1000)
+if #over > 0 then
+  redis.call('HDEL', KEYS[4], unpack(over))
+  redis.call('ZREM', KEYS[3], unpack(over))
+end
+return {
+  redis.call('GET', KEYS[2]),
+  before and tonumber(before) > since and 1 or 0,
+  redis.call('ZCOUNT', KEYS[1], int(since), '+inf'),
+  redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. int(since))
+}`)
+
+/**
+ * Frees up to 500 leases of a node that is gone, and forgets the node with the last of them.
+ * KEYS nodes, its leases, its answers · ARGV node, node timeout, 1 if it says so itself, prefix of lease keys
+ * → how many may be left
+ */
+export const BURY = script(`${NOW}
+local seen = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if ARGV[3] ~= '1' and seen and tonumber(seen) >= now - ARGV[2] then return 0 end
+local held = redis.call('HRANDFIELD', KEYS[2], 500, 'WITHVALUES')
+for i = 1, #held, 2 do
+  for _, key in ipairs(cjson.decode(held[i + 1])) do redis.call('ZREM', ARGV[4] .. key, held[i]) end
+  redis.call('HDEL', KEYS[2], held[i])
+end
+local left = redis.call('HLEN', KEYS[2])
+if left == 0 then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('DEL', KEYS[3])
+end
+return left`)
+
+/**
+ * Takes a place under every key or none. A limit of -1 is not asked: the place was taken before.
+ * KEYS the node's leases, then each key · ARGV lease, its keys as JSON, 1 if the oldest goes, then each limit
+ * → the leases that go, or -1
+ */
+export const ACQUIRE = script(`
+local time = redis.call('TIME')
+local score = string.format('%.0f', time[1] * 1000000 + time[2])
+local evicted, goes = {}, {}
+for i = 2, #KEYS do
+  local limit = tonumber(ARGV[i + 2])
+  local over = limit == -1 and 0 or redis.call('ZCARD', KEYS[i]) + 1 - limit
+  for _, id in ipairs(evicted) do
+    if redis.call('ZSCORE', KEYS[i], id) then over = over - 1 end
+  end
+  if over > 0 and ARGV[3] ~= '1' then return -1 end
+  for _, id in ipairs(over > 0 and redis.call('ZRANGE', KEYS[i], 0, over - 1 + #evicted) or {}) do
+    if over > 0 and not goes[id] then
+      goes[id] = true
+      evicted[#evicted + 1] = id
+      over = over - 1
+    end
+  end
+end
+for i = 2, #KEYS do
+  if #evicted > 0 then redis.call('ZREM', KEYS[i], unpack(evicted)) end
+  redis.call('ZADD', KEYS[i], 'NX', score, ARGV[1])
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return evicted`)
+
+/** KEYS the node's leases, then each key · ARGV lease */
+export const RELEASE = script(`
+for i = 2, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
+return redis.call('HDEL', KEYS[1], ARGV[1])`)
+
+/** KEYS another node's answers · ARGV the answer, ms that it is kept */
+export const ANSWER = script(`
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', 10000, '*', 'm', ARGV[1])
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])`)
