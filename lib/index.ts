@@ -23,7 +23,8 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
 
   const audit = createAuditor(options.audit)
   const revocations = new Revocations()
-  const node = new ClusterNode(options, revocations, audit, cause => { logFault(app.log, 'cluster', cause) })
+  const node = new ClusterNode(options, revocations, audit, cause => { logFault(app.log, 'cluster', cause, 'the other nodes cannot be reached') })
+  audit.events.on('cluster_recovered', event => { app.log.info({ hybridAuth: event }, 'the other nodes can be reached again') })
   const chain = await createChain(options, { report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster })
   const hub = createHub(options, { verifiers: chain, audit, report, revocations, limits: node.limits })
   node.attach(hub)

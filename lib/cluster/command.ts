@@ -53,18 +53,16 @@ export type Place = 'control' | 'answer' | 'ticket'
 
 export type Codec = ReturnType<typeof createCodec>
 
-/** @param secret undefined: whoever can write to the cluster's store is believed */
-export function createCodec (secret: string | Buffer | undefined) {
-  function sign (place: Place, text: string): string {
-    return secret === undefined ? '' : createHmac('sha256', secret).update(`hybrid-auth.${place}\n${text}`).digest('base64url')
-  }
+/** @param secrets the first signs, each is accepted; with none whoever can write to the cluster's store is believed */
+export function createCodec (secrets: ReadonlyArray<string | Buffer>) {
+  const [current] = secrets
 
   /** The JSON of a text that was sealed here or on a node with the same secret; undefined for any other. */
   function open (place: Place, sealed: string): unknown {
     if (sealed.length > MAX_LENGTH) return undefined
     const at = sealed.indexOf(':')
     const text = sealed.slice(at + 1)
-    if (at === -1 || !isSame(sealed.slice(0, at), sign(place, text), secret !== undefined)) return undefined
+    if (at === -1 || !isSigned(place, text, sealed.slice(0, at))) return undefined
     try {
       return JSON.parse(text)
     } catch {
@@ -72,11 +70,16 @@ export function createCodec (secret: string | Buffer | undefined) {
     }
   }
 
+  /** Without a secret, what is signed with one is read as well. */
+  function isSigned (place: Place, text: string, signature: string): boolean {
+    return current === undefined || secrets.some(secret => isSame(signature, sign(secret, place, text)))
+  }
+
   return {
     /** @throws FST_HYBRID_AUTH_INVALID_OPTION on what is longer than nodes read */
     seal (place: Place, value: object): string {
       const text = JSON.stringify(value)
-      const sealed = `${sign(place, text)}:${text}`
+      const sealed = `${current === undefined ? '' : sign(current, place, text)}:${text}`
       if (sealed.length > MAX_LENGTH) throw invalidOption(place, 'is too long to be told to the other nodes')
       return sealed
     },
@@ -86,10 +89,13 @@ export function createCodec (secret: string | Buffer | undefined) {
   }
 }
 
-/** Without a secret, what is signed with one is read as well: nodes get theirs one after the other. */
-function isSame (given: string, expected: string, isSigned: boolean): boolean {
-  if (!isSigned) return true
-  return given.length === SIGNATURE_LENGTH && timingSafeEqual(Buffer.from(given), Buffer.from(expected))
+function sign (secret: string | Buffer, place: Place, text: string): string {
+  return createHmac('sha256', secret).update(`hybrid-auth.${place}\n${text}`).digest('base64url')
+}
+
+function isSame (given: string, expected: string): boolean {
+  const bytes = Buffer.from(given)
+  return bytes.length === SIGNATURE_LENGTH && timingSafeEqual(bytes, Buffer.from(expected))
 }
 
 function parse<Schema extends v.GenericSchema> (schema: Schema, value: unknown): v.InferOutput<Schema> | null {

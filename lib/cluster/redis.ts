@@ -12,9 +12,10 @@ export interface RedisClusterOptions {
   prefix?: string | undefined
   /**
    * Signs what nodes tell each other, and tickets; the same on all nodes, at least 32 characters. Without it whoever can
-   * write to Redis can order a revocation, or forge a ticket. @default none
+   * write to Redis can order a revocation, or forge a ticket. Of a list the first signs and each is accepted, for rotation.
+   * @default none
    */
-  secret?: string | Buffer | undefined
+  secret?: string | Buffer | ReadonlyArray<string | Buffer> | undefined
   /**
    * What happens while Redis cannot be reached: nothing, new sockets are refused, or open ones are closed as well.
    * @default 'refuse-new'
@@ -29,12 +30,15 @@ export interface RedisClusterOptions {
 }
 
 const MIN_SECRET = 32
+const SECRET = `must be a secret of at least ${MIN_SECRET} characters, or a list of them`
+const isSecret = (given: unknown) => (typeof given === 'string' || Buffer.isBuffer(given)) && given.length >= MIN_SECRET
 
 const schema = v.strictObject({
   prefix: v.optional(text('the beginning of key names'), 'hybrid-auth'),
-  secret: v.optional(v.custom<string | Buffer>(
-    given => (typeof given === 'string' || Buffer.isBuffer(given)) && given.length >= MIN_SECRET,
-    `must be a secret of at least ${MIN_SECRET} characters`)),
+  secret: v.optional(v.union([
+    v.pipe(v.custom<string | Buffer>(isSecret, SECRET), v.transform(one => [one])),
+    v.pipe(v.array(v.custom<string | Buffer>(isSecret, SECRET)), v.nonEmpty(SECRET))
+  ], SECRET), []),
   onClusterLoss: v.optional(oneOf(['serve', 'refuse-new', 'close']), 'refuse-new'),
   clusterLossDelay: v.optional(within(0, DAY, 'milliseconds'), 30_000),
   nodeTimeout: v.optional(within(500, 600_000, 'milliseconds'), 15_000),

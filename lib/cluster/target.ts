@@ -50,6 +50,8 @@ export interface RevokeSettings {
 
 /** Clocks of nodes may differ by so much, in milliseconds. */
 const SKEW = 60_000
+/** A socket may outlive its token by its grace, and a node may be away: what is over is kept so long, in milliseconds. */
+const MIN_RETENTION = 3_600_000
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the member */
 export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOptions | undefined, known: Revocations, { retention, clockTolerance }: RevokeSettings): { revocation: Revocation, dryRun: boolean } {
@@ -64,7 +66,8 @@ export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOpti
   // Who is asked for another credential must be able to bring one.
   const before = issuedBefore ?? (reauthWithin > 0 && (aim.kind === 'user' || aim.kind === 'tenant') ? at : undefined)
   const { kind, key, issuer, tenantId, endsAt } = aim
-  const tolerated = (end: number | null) => end === null ? null : end + clockTolerance * 1000 + SKEW
+  if (expiresAt !== undefined && expiresAt <= at) throw invalidOption('options.expiresAt', 'is in the past')
+  const tolerated = (end: number | null) => end === null ? null : Math.max(end + clockTolerance * 1000 + SKEW, at + MIN_RETENTION)
   return {
     dryRun,
     revocation: {

@@ -103,6 +103,10 @@ export class PendingSocket implements SocketOwner, Wheeled {
       return
     }
     const { hub, meets } = this.#route
+    if (hub.isIsolated) {
+      this.fail('Unavailable', UNAVAILABLE)
+      return
+    }
     const failed = (error: unknown): Refusal => {
       hub.report(this.#request, 'rule', error)
       return UNAVAILABLE

@@ -9,7 +9,7 @@ const WORD = /^\w{1,64}$/
 /** A line of a stack: a function, and a place in a file. */
 const FRAME = /^ {4}at [^\n]*:\d+:\d+\)?$/
 
-/** A URL without the values of its `token` parameters, however their name is spelled. */
+/** A URL without the values of its `token` and `ticket` parameters, however their names are spelled. */
 export function withoutToken (url: string): string {
   const start = url.indexOf('?')
   if (start === -1) return url
@@ -22,14 +22,14 @@ export function withoutToken (url: string): string {
 
 function isTokenName (name: string): boolean {
   try {
-    return decodeURIComponent(name).toLowerCase().startsWith('token')
+    return /^(?:token|ticket)/i.test(decodeURIComponent(name))
   } catch {
     return true
   }
 }
 
 /**
- * For Fastify's `logger.serializers`: the request line as Fastify writes it, without a token in the URL.
+ * For Fastify's `logger.serializers`: the request line as Fastify writes it, without a token or ticket in the URL.
  * Needed with `credentials.query`.
  */
 export const serializers = Object.freeze({
@@ -82,8 +82,8 @@ function requestSerializer (log: FastifyBaseLogger): ((request: object) => unkno
  * Writes down what a dependency threw, by name, code and stack frames. Its message stays out: messages quote what they
  * were given, and that may be a token or a session id.
  */
-export function logFault (log: FastifyBaseLogger, where: string, error: unknown): void {
-  log.error({ hybridAuth: { where, ...describe(error) } }, `authentication failed in ${where}`)
+export function logFault (log: FastifyBaseLogger, where: string, error: unknown, message = `authentication failed in ${where}`): void {
+  log.error({ hybridAuth: { where, ...describe(error) } }, message)
 }
 
 function describe (error: unknown) {
