@@ -1,9 +1,12 @@
 import Fastify, { type FastifyRequest, type preHandlerHookHandler } from 'fastify'
 import { createPublicKey } from 'node:crypto'
+import { createClient } from 'redis'
 import { describe, expect, test } from 'tstyche'
 import hybridAuth, {
-  hybridAuth as named, type AuditEvent, type AuthContext, type AuthErrorCode, type HybridAuthOptions, type Identity
+  hybridAuth as named, type AuditEvent, type AuthContext, type AuthErrorCode, type CommandResult, type HybridAuthOptions,
+  type Identity, type RevokeTarget
 } from '../lib/index.js'
+import { redisCluster } from '../lib/cluster/redis.js'
 import { CLOSE, type CloseAction } from '../lib/protocol.js'
 
 declare module '../lib/index.js' {
@@ -82,6 +85,36 @@ describe('the context', () => {
     expect(context.user.name).type.toBe<string>()
     expect<Pick<AuthContext, 'userId'>>().type.toBe<{ readonly userId: string }>()
     expect(context.permissions).type.toBe<readonly string[]>()
+  })
+})
+
+describe('the cluster', () => {
+  test('a target names one thing, and may be narrowed', () => {
+    expect<RevokeTarget>().type.toBeAssignableFrom({ userId: 'alice', issuer: null, tenantId: 'acme', issuedBefore: 1 })
+    expect<RevokeTarget>().type.toBeAssignableFrom({ sessionId: 's' })
+    expect<RevokeTarget>().type.toBeAssignableFrom({ jti: 'j', iss: 'https://issuer.example' })
+    expect<RevokeTarget>().type.toBeAssignableFrom({ token: 'a.b.c' })
+    expect<RevokeTarget>().type.not.toBeAssignableFrom({ issuedBefore: 1 })
+    expect<RevokeTarget>().type.not.toBeAssignableFrom({ userId: undefined })
+  })
+
+  test('commands answer what they met', () => {
+    expect(app.hybridAuth.revoke({ userId: 'alice' }, { mode: { reauthWithin: 1000 }, reason: 'why' })).type.toBe<Promise<CommandResult>>()
+    expect(app.hybridAuth.disconnect({}, { code: 'Forbidden' })).type.toBe<Promise<CommandResult>>()
+    expect(app.hybridAuth.setPermissions('alice', ['read'])).type.toBe<Promise<CommandResult>>()
+    expect(app.hybridAuth.issueTicket(request, { ttl: 1000 })).type.toBe<Promise<string>>()
+  })
+
+  test('a client of node-redis is taken as it is made, whichever protocol it speaks', () => {
+    expect(redisCluster).type.toBeCallableWith(createClient(), { secret: ['one', Buffer.from('two')], onClusterLoss: 'close' })
+    expect(redisCluster).type.toBeCallableWith(createClient({ RESP: 2 }))
+    expect(redisCluster).type.not.toBeCallableWith('redis://127.0.0.1')
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user }, cluster: redisCluster(createClient()) })
+  })
+
+  test('events are typed by their name', () => {
+    app.hybridAuth.events.on('cluster_recovered', event => { expect(event.converged).type.toBe<number>() })
+    app.hybridAuth.events.on('revoked', event => { expect(event.reason).type.toBe<string>() })
   })
 })
 

@@ -22,7 +22,6 @@ import { parsePermissions, parseRevoke, type RevokeSettings } from './target.js'
 const MAX_AGE = 3_600_000
 /** What is destroyed is in no store any more; so long nothing that still holds it can put it back, in milliseconds. */
 const LOGOUT_RETENTION = 3_600_000
-const MAX_SEEN = 10_000
 
 type Order = Command extends infer One ? One extends Command ? Omit<One, 'id' | 'from' | 'at'> : never : never
 
@@ -34,7 +33,8 @@ export class ClusterNode implements ClusterMember {
   readonly #audit: Auditor
   readonly #settings: RevokeSettings
   readonly #report: (cause: unknown) => void
-  readonly #seen = new Set<string>()
+  /** Commands of the last hour, and when they came. */
+  readonly #seen = new Map<string, number>()
   #hub: Hub | null = null
   #lostSince: number | null = null
   #lossTimer: NodeJS.Timeout | undefined
@@ -101,9 +101,8 @@ export class ClusterNode implements ClusterMember {
   }
 
   async receive (command: Command): Promise<Outcome> {
-    if (this.#seen.has(command.id)) return NOTHING
-    this.#remember(command.id)
-    if (command.type !== 'revoke' && command.at < Date.now() - MAX_AGE) return NOTHING
+    if (this.#seen.has(command.id) || (command.type !== 'revoke' && command.at < Date.now() - MAX_AGE)) return NOTHING
+    this.#remember(command)
     return this.#carryOut(command)
   }
 
@@ -159,7 +158,7 @@ export class ClusterNode implements ClusterMember {
   /** Carried out here at once, then everywhere else. */
   async #order (order: Order, { id = randomBytes(12).toString('base64url'), awaits = true } = {}): Promise<CommandResult> {
     const command: Command = { ...order, id, from: this.id, at: Date.now() }
-    this.#remember(id)
+    this.#remember(command)
     const here = this.#carryOut(command)
     const elsewhere = await this.cluster.publish(command, awaits)
     const { matched, closed } = await here
@@ -181,10 +180,16 @@ export class ClusterNode implements ClusterMember {
     }, command)
   }
 
-  #remember (id: string): void {
-    this.#seen.add(id)
-    const [oldest] = this.#seen
-    if (this.#seen.size > MAX_SEEN && oldest !== undefined) this.#seen.delete(oldest)
+  /** Revocations are known by themselves. */
+  #remember ({ id, type }: Command): void {
+    if (type === 'revoke') return
+    const now = Date.now()
+    this.#seen.set(id, now)
+    for (const [oldest, time] of this.#seen) {
+      // Clocks may differ: what is forgotten is older than what is refused for its age.
+      if (time > now - 2 * MAX_AGE) break
+      this.#seen.delete(oldest)
+    }
   }
 }
 
