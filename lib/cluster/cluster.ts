@@ -39,7 +39,6 @@ export interface ClusterMember {
   /** Revocations that are live, for a cluster that has lost them. */
   revocations (): Iterable<Revocation>
   hasRevocation (id: string): boolean
-  leases (): Iterable<Lease>
   /** @param cause what Redis, or the way to it, said */
   lost (cause: unknown): void
   recovered (recovery: Recovery): void

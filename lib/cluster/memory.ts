@@ -1,6 +1,6 @@
 /** One process, or several nodes in one: everything that Redis does for nodes, without it. */
 import { authError } from '../errors.js'
-import type { Cluster, ClusterDriver, ClusterMember, Delivery } from './cluster.js'
+import type { Cluster, ClusterDriver, ClusterMember, Delivery, Lease } from './cluster.js'
 import type { Command } from './command.js'
 import { LeaseTable } from './leases.js'
 
@@ -16,6 +16,7 @@ export function memoryCluster (): ClusterDriver {
 
   function join (member: ClusterMember): Cluster {
     members.add(member)
+    const held = new Set<Lease>()
     return {
       onLoss: { action: 'serve', after: 0 },
       queued: 0,
@@ -23,11 +24,18 @@ export function memoryCluster (): ClusterDriver {
       async start () {},
       async stop () {
         members.delete(member)
-        for (const lease of member.leases()) leases.release(lease)
+        for (const lease of held) leases.release(lease)
       },
       publish: command => publish(command, member),
-      acquire: (lease, limits, evicts) => leases.acquire(lease, limits, evicts),
-      release: lease => { leases.release(lease) },
+      acquire (lease, limits, evicts) {
+        const evicted = leases.acquire(lease, limits, evicts)
+        if (evicted !== null) held.add(lease)
+        return evicted
+      },
+      release (lease) {
+        held.delete(lease)
+        leases.release(lease)
+      },
       putTicket,
       takeTicket
     }

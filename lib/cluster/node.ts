@@ -11,7 +11,7 @@ import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
 import { ConnectionLimits } from '../policy/limits.js'
 import { issueTicket } from '../verify/ticket.js'
-import type { Cluster, ClusterMember, Lease, Outcome, Recovery } from './cluster.js'
+import type { Cluster, ClusterMember, Outcome, Recovery } from './cluster.js'
 import { carryOut, NOTHING } from './carry-out.js'
 import type { Command } from './command.js'
 import { memoryCluster } from './memory.js'
@@ -112,10 +112,6 @@ export class ClusterNode implements ClusterMember {
 
   hasRevocation (id: string): boolean {
     return this.#known.has(id)
-  }
-
-  leases (): Iterable<Lease> {
-    return this.limits?.leases() ?? []
   }
 
   lost (cause: unknown): void {

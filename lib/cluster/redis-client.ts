@@ -6,7 +6,7 @@ import { settleWithin } from '../deadline.js'
 export interface RedisClient {
   readonly isReady: boolean
   readonly options?: { readonly socket?: unknown } | undefined
-  sendCommand (args: string[]): Promise<unknown>
+  sendCommand (args: string[], options?: { typeMapping?: object }): Promise<unknown>
   duplicate (overrides?: object): RedisClient
   connect (): Promise<unknown>
   destroy (): void
@@ -28,7 +28,12 @@ export const script = (text: string): Script => ({ text, sha: createHash('sha1')
 export async function ask (client: RedisClient, args: string[], ms: number): Promise<unknown> {
   // A client that is reconnecting would keep the command, and send it when nobody waits for it any more.
   if (!client.isReady) throw new Away()
-  return bounded(client.sendCommand(args), ms)
+  return send(client, args, ms)
+}
+
+/** However the application wants its replies mapped, here they are plain. @throws as {@link ask} */
+export function send (client: RedisClient, args: string[], ms: number): Promise<unknown> {
+  return bounded(client.sendCommand(args, { typeMapping: {} }), ms)
 }
 
 /** @throws as {@link ask} */

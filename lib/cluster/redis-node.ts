@@ -36,8 +36,11 @@ export class RedisNode implements Cluster {
   readonly #keys
   readonly #reader: RedisReader
   readonly #answers = new Answers()
-  /** Everything this node holds, for the time when nobody else can be asked. */
+  /** Everything this node holds, and its count for the time when nobody else can be asked. */
+  readonly #held = new Map<string, Lease>()
   readonly #leases = new LeaseTable()
+  /** Leases that Redis may have given, and has not said so. */
+  readonly #asking = new Set<string>()
   readonly #queue: Array<{ readonly command: Command, readonly sealed: string }> = []
 
   constructor (client: RedisClient, codec: Codec, settings: RedisSettings, member: ClusterMember) {
@@ -71,7 +74,8 @@ export class RedisNode implements Cluster {
 
   async publish (command: Command, awaits: boolean): Promise<Delivery> {
     const sealed = this.#codec.seal('control', command)
-    if (!this.isConnected) return this.#keep(command, sealed)
+    // What waits was ordered before.
+    if (!this.isConnected || this.#queue.length > 0) return this.#keep(command, sealed)
     const collected = this.#answers.expect(command.id)
     try {
       const alive = await this.#append(command, sealed)
@@ -86,15 +90,24 @@ export class RedisNode implements Cluster {
   }
 
   async acquire (lease: Lease, limits: readonly number[], evicts: boolean): Promise<readonly string[] | null> {
+    this.#asking.add(lease.id)
     const reply = this.isConnected ? await this.#place(lease, limits.map(String), evicts).catch(() => undefined) : undefined
-    // Without Redis a node counts what is its own.
-    if (reply === undefined) return this.#leases.acquire(lease, limits, evicts)
-    if (!Array.isArray(reply)) return null
+    this.#asking.delete(lease.id)
+    const evicted = reply === undefined ? this.#acquireHere(lease, limits, evicts) : Array.isArray(reply) ? textsOf(reply) : null
+    if (evicted === null) return null
+    this.#held.set(lease.id, lease)
     this.#leases.add(lease)
-    return textsOf(reply)
+    return evicted
+  }
+
+  /** Without Redis a node counts what is its own. Redis is told, or tells that it heard after all, when it can be asked. */
+  #acquireHere (lease: Lease, limits: readonly number[], evicts: boolean): readonly string[] | null {
+    this.#reader.differ()
+    return this.#leases.acquire(lease, limits, evicts)
   }
 
   release (lease: Lease): void {
+    this.#held.delete(lease.id)
     this.#leases.release(lease)
     this.#free(lease).catch(() => { this.#reader.differ() })
   }
@@ -113,15 +126,22 @@ export class RedisNode implements Cluster {
 
   /** After a time away: leases as they are now, and the commands that waited. */
   async #catchUp (): Promise<void> {
-    const reply = await this.#ask(['HKEYS', this.#keys.held(this.#member.id)])
-    const kept = new Set(textsOf(reply))
-    const missing = [...this.#member.leases()].filter(({ id }) => !kept.delete(id))
-    await inParts(missing, lease => this.#place(lease, lease.keys.map(() => TAKEN), false))
-    await inParts([...kept], id => this.#freeAs(id))
+    const asked = new Set(this.#asking)
+    const kept = new Set(textsOf(await this.#ask(['HKEYS', this.#keys.held(this.#member.id)])))
+    const missing = [...this.#held.values()].filter(({ id }) => !kept.delete(id))
+    await inParts(missing, lease => this.#restore(lease))
+    const left = [...kept].filter(id => !asked.has(id) && !this.#asking.has(id) && !this.#held.has(id))
+    await inParts(left, id => this.#freeAs(id))
     for (let next = this.#queue[0]; next !== undefined; next = this.#queue[0]) {
       await this.#append(next.command, next.sealed)
       this.#queue.shift()
     }
+  }
+
+  /** It may be given back while Redis is told that it is there. */
+  async #restore (lease: Lease): Promise<void> {
+    if (this.#held.has(lease.id)) await this.#place(lease, lease.keys.map(() => TAKEN), false)
+    if (!this.#held.has(lease.id)) await this.#free(lease)
   }
 
   async #append (command: Command, sealed: string): Promise<string[]> {

@@ -2,7 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Answers } from './answers.js'
 import type { Command } from './command.js'
-import { bounded, connectAnother, discard, listOf, pairsOf, run, textOf, textsOf, type RedisClient } from './redis-client.js'
+import { bounded, connectAnother, discard, listOf, pairsOf, run, send, textOf, textsOf, type RedisClient } from './redis-client.js'
 import { LOG_AGE } from './redis-node.js'
 import { ANSWER } from './redis-scripts.js'
 import { beat, exchange, type RedisParts } from './redis-state.js'
@@ -45,7 +45,7 @@ export class RedisReader {
   /** Resolves when everything is known, or after `ms` without. */
   async start (ms: number): Promise<void> {
     const ready = new Promise<void>(resolve => { this.#loop = this.#run(resolve) })
-    await bounded(ready, ms).catch((error: unknown) => { this.#lose(error) })
+    await bounded(ready, ms).catch((error: unknown) => { if (!this.isConnected) this.#lose(error) })
   }
 
   async stop (): Promise<void> {
@@ -136,7 +136,7 @@ export class RedisReader {
   }
 
   async #endOfLog (reader: RedisClient): Promise<string> {
-    const reply = await bounded(reader.sendCommand(['XREVRANGE', this.#parts.keys.log, '+', '-', 'COUNT', '1']), this.#parts.settings.timeout)
+    const reply = await send(reader, ['XREVRANGE', this.#parts.keys.log, '+', '-', 'COUNT', '1'], this.#parts.settings.timeout)
     return textsOf(listOf(reply)[0])[0] ?? START
   }
 
@@ -145,8 +145,8 @@ export class RedisReader {
     const { keys, member, settings } = this.#parts
     const answers = keys.answers(member.id)
     const wait = block === null ? [] : ['BLOCK', String(Math.ceil(block))]
-    const reply = await bounded(
-      reader.sendCommand(['XREAD', 'COUNT', COUNT, ...wait, 'STREAMS', keys.log, answers, this.#cursors.log, this.#cursors.answers]),
+    const reply = await send(reader,
+      ['XREAD', 'COUNT', COUNT, ...wait, 'STREAMS', keys.log, answers, this.#cursors.log, this.#cursors.answers],
       (block ?? 0) + settings.timeout)
     // What was not read for so long may be gone from the log.
     if (Date.now() - this.#readAt > LOG_AGE / 2) this.forget()

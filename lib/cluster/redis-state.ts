@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import type { ClusterMember } from './cluster.js'
 import type { Codec, Command } from './command.js'
-import { bounded, listOf, run, textOf, textsOf, type RedisClient } from './redis-client.js'
+import { listOf, run, send, textOf, textsOf, type RedisClient } from './redis-client.js'
 import type { Keys } from './redis-keys.js'
 import type { RedisSettings } from './redis-node.js'
 import { BEAT, BURY } from './redis-scripts.js'
@@ -49,7 +49,7 @@ export async function bury (client: RedisClient, keys: Keys, { nodeTimeout, time
 
 /** Which process this is; a new one each time where Redis does not say, so that everything is compared. */
 async function serverOf (reader: RedisClient, { timeout }: RedisSettings): Promise<string> {
-  const info = await bounded(reader.sendCommand(['INFO', 'server']), timeout).catch(() => '')
+  const info = await send(reader, ['INFO', 'server'], timeout).catch(() => '')
   return /run_id:(\w+)/.exec(textOf(info))?.[1] ?? randomId()
 }
 
@@ -58,7 +58,7 @@ export async function exchange ({ keys, codec, member, settings, append }: Redis
   const there = new Set<string>()
   let cursor = '0'
   do {
-    const reply = await bounded(reader.sendCommand(['HSCAN', keys.live, cursor, 'COUNT', '1000']), settings.timeout)
+    const reply = await send(reader, ['HSCAN', keys.live, cursor, 'COUNT', '1000'], settings.timeout)
     const [next, entries] = listOf(reply)
     // Names and values in turn; a name is no command.
     for (const [index, sealed] of textsOf(entries).entries()) {

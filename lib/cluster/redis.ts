@@ -38,7 +38,7 @@ const schema = v.strictObject({
   secret: v.optional(v.union([
     v.pipe(v.custom<string | Buffer>(isSecret, SECRET), v.transform(one => [one])),
     v.pipe(v.array(v.custom<string | Buffer>(isSecret, SECRET)), v.nonEmpty(SECRET))
-  ], SECRET), []),
+  ], SECRET)),
   onClusterLoss: v.optional(oneOf(['serve', 'refuse-new', 'close']), 'refuse-new'),
   clusterLossDelay: v.optional(within(0, DAY, 'milliseconds'), 30_000),
   nodeTimeout: v.optional(within(500, 600_000, 'milliseconds'), 15_000),
@@ -54,7 +54,7 @@ const schema = v.strictObject({
 export function redisCluster (client: RedisClient, options?: RedisClusterOptions): ClusterDriver {
   if (!isClient(client)) throw invalidOption('cluster.client', 'must be a client of node-redis 5 or newer')
   const { secret, ...settings } = parse(schema, options ?? {}, 'cluster')
-  const codec = createCodec(secret)
+  const codec = createCodec(secret ?? [])
   return { join: member => new RedisNode(client, codec, settings, member) }
 }
 

@@ -16,8 +16,6 @@ const REFUSED: Refusal = 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS'
 /** One connection's place. It is given back once, by whoever is first. */
 export class Place {
   readonly lease: Lease
-  /** It was given, and not only asked for. */
-  isGiven = false
   isEvicted = false
   /** What ends the connection, once there is one. */
   onEvicted: (() => void) | null = null
@@ -76,7 +74,6 @@ export class ConnectionLimits {
         this.#taken.delete(place.lease.id)
         return REFUSED
       }
-      place.isGiven = true
       if (evicted.length > 0) this.#evict(evicted)
       if (net?.destroyed === true) place.release()
       else net?.once?.('close', () => { place.release() })
@@ -95,9 +92,5 @@ export class ConnectionLimits {
     place.isEvicted = true
     place.onEvicted?.()
     return true
-  }
-
-  * leases (): Generator<Lease> {
-    for (const { lease, isGiven } of this.#taken.values()) if (isGiven) yield lease
   }
 }
