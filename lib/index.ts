@@ -3,6 +3,7 @@ import fp from 'fastify-plugin'
 import type { FastifyPluginAsync } from 'fastify'
 import type { HybridAuthOptions } from '../types/options.js'
 import { createClusterApi, ClusterNode } from './cluster/node.js'
+import { memoryCluster } from './cluster/memory.js'
 import { Revocations } from './cluster/revocations.js'
 import { createConnectionApi, createHub } from './connection/connections.js'
 import { drainHub, drainOnClose } from './connection/drain.js'
@@ -23,7 +24,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
 
   const audit = createAuditor(options.audit)
   const revocations = new Revocations()
-  const node = new ClusterNode(options, revocations, audit, cause => { logFault(app.log, 'cluster', cause, 'the other nodes cannot be reached') })
+  const node = new ClusterNode({ ...options, cluster: options.cluster ?? memoryCluster() }, revocations, audit, cause => { logFault(app.log, 'cluster', cause, 'the other nodes cannot be reached') })
   audit.events.on('cluster_recovered', event => { app.log.info({ hybridAuth: event }, 'the other nodes can be reached again') })
   const chain = await createChain(options, { report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster })
   const hub = createHub(options, { verifiers: chain, audit, report, revocations, limits: node.limits })
@@ -42,7 +43,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   }
   app.decorate('hybridAuth', {
     ...createConnectionApi(hub),
-    ...createClusterApi(node),
+    ...createClusterApi(node, options.handshakeTimeout),
     events: audit.events,
     contextOf,
     require: rule => createGuard(parseRule(rule), false)
@@ -52,7 +53,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   watchLogouts(app, options.session, node)
   drainOnClose(app, () => drainHub(hub))
   app.addHook('onClose', async () => node.stop())
-  if (options.credentials.query) app.addHook('onRequest', redactNotFound)
+  if (options.credentials.query || options.credentials.ticket) app.addHook('onRequest', redactNotFound)
   app.addHook('onReady', async () => {
     if (options.session !== undefined && options.session.store === undefined && !app.hasRequestDecorator('session')) {
       throw authError('FST_HYBRID_AUTH_MISSING_DEPENDENCY', 'session needs @fastify/session registered in the same scope, or session.store')

@@ -26,7 +26,7 @@ export function parse<Schema extends v.GenericSchema> (schema: Schema, given: un
   const issue = result.issues.find(isUnknownName) ?? result.issues[0]
   const path = [under, v.getDotPath(issue) ?? ''].filter(part => part !== '').join('.')
   const isMissing = issue.type === 'strict_object' && issue.received === 'undefined'
-  throw invalidOption(path === '' ? 'options' : path, isUnknownName(issue) ? 'is not an option' : isMissing ? 'is required' : issue.message)
+  throw invalidOption(path === '' ? 'options' : path, isUnknownName(issue) ? 'is not an option' : isMissing ? 'is required' : issue.type === 'strict_object' ? 'must be an object' : issue.message)
 }
 
 function isUnknownName ({ type, expected }: v.BaseIssue<unknown>): boolean {

@@ -5,15 +5,15 @@ import { CLOSE, type CloseName } from '../protocol.js'
 import type { Outcome } from './cluster.js'
 import type { Command } from './command.js'
 import type { Revocation, Revocations } from './revocations.js'
-import { youngTokens, type Young } from './young.js'
+import { youngTokens } from './young.js'
 
 export const NOTHING: Outcome = { matched: 0, closed: 0 }
 
 export interface Executor {
   readonly hub: Hub
   readonly known: Revocations
-  /** Revokes a token that the revocation itself does not reach. */
-  readonly revokeYoung: (young: Young) => void
+  /** Tells the other nodes of one that this node found out about by itself. */
+  readonly tell: (revocation: Revocation) => void
 }
 
 /** What is to end has ended for the application when this returns; the promise waits for the close frames. */
@@ -36,16 +36,16 @@ export async function carryOut (executor: Executor, command: Command): Promise<O
   }
 }
 
-async function revoke ({ hub, known, revokeYoung }: Executor, revocation: Revocation): Promise<Outcome> {
-  if (!known.add(revocation)) return NOTHING
-  const found = connectionsOf(hub.registry, revocation)
-  for (const young of youngTokens(found, revocation)) revokeYoung(young)
-  if (revocation.reauthWithin > 0) {
-    requireReauth(found, revocation)
-    return { matched: found.length, closed: 0 }
-  }
-  await revokeConnections(found, revocation)
-  return { matched: found.length, closed: found.length }
+async function revoke ({ hub, known, tell }: Executor, revocation: Revocation): Promise<Outcome> {
+  const isNew = known.add(revocation)
+  if (!isNew && known.has(revocation.id)) return NOTHING
+  // One that is over already, on a node that was away, still ends what was open when it was made.
+  const found = connectionsOf(hub.registry, revocation).filter(({ context }) => isNew || context.authenticatedAt <= revocation.at)
+  const young = youngTokens(found, revocation).filter(one => known.add(one))
+  if (revocation.reauthWithin > 0) requireReauth(found, revocation)
+  else await revokeConnections(found, revocation)
+  for (const one of young) tell(one)
+  return { matched: found.length, closed: revocation.reauthWithin > 0 ? 0 : found.length }
 }
 
 /** The names of this version are known here; another's are closed as what they most likely are. */

@@ -22,6 +22,8 @@ export interface Lease {
   readonly id: string
   /** What is counted: `user:alice`, `ip:192.0.2.1`, `tenant:acme`. */
   readonly keys: readonly string[]
+  /** When it was taken, in milliseconds since the epoch. */
+  readonly at: number
 }
 
 /** How a node came back to its cluster, or to it for the first time. */
@@ -39,6 +41,7 @@ export interface ClusterMember {
   /** Revocations that are live, for a cluster that has lost them. */
   revocations (): Iterable<Revocation>
   hasRevocation (id: string): boolean
+  leases (): Iterable<Lease>
   /** @param cause what Redis, or the way to it, said */
   lost (cause: unknown): void
   recovered (recovery: Recovery): void

@@ -1,6 +1,7 @@
 /** What nodes tell each other: one schema, one size, one signature. A message that fails any of them was never sent. */
 import { createHmac, timingSafeEqual } from 'node:crypto'
 import * as v from 'valibot'
+import { isCloseCode, REASON } from '../connection/closing.js'
 import { invalidOption } from '../errors.js'
 
 const MAX_LENGTH = 64 * 1024
@@ -23,7 +24,7 @@ const revocation = v.strictObject({
   expiresAt: v.nullable(time)
 })
 
-const filter = v.strictObject({
+export const filter = v.strictObject({
   userId: v.exactOptional(name),
   issuer: v.exactOptional(nullableName),
   tenantId: v.exactOptional(nullableName),
@@ -32,21 +33,28 @@ const filter = v.strictObject({
   authType: v.exactOptional(v.picklist(['jwt', 'session']))
 })
 
+const NAME = /^[A-Za-z]{1,40}$/
+/** A name, which a later version may have more of, or a code that an application may send. */
+const closeCode = v.union([v.pipe(v.string(), v.regex(NAME)), v.pipe(v.number(), v.check(isCloseCode))])
 const id = { id: name, from: name, at: time }
 const command = v.variant('type', [
   v.strictObject({ ...id, type: v.literal('revoke'), revocation }),
   v.strictObject({ ...id, type: v.literal('count'), revocation }),
-  v.strictObject({ ...id, type: v.literal('disconnect'), filter, code: v.union([v.string(), v.number()]), reason: v.exactOptional(v.string()) }),
+  v.strictObject({ ...id, type: v.literal('disconnect'), filter, code: closeCode, reason: v.exactOptional(v.pipe(v.string(), v.regex(REASON))) }),
   v.strictObject({ ...id, type: v.literal('permissions'), userId: name, permissions: v.array(v.string()) }),
   v.strictObject({ ...id, type: v.literal('evict'), leases: v.array(name) })
 ])
 
+const ticket = v.strictObject({ key: name, value: v.string(), until: time })
 const answer = v.strictObject({ from: name, to: name, matched: time, closed: time })
 
 /** Read by every node. `at` is in milliseconds since the epoch, by the clock of the node that sent it. */
 export type Command = v.InferOutput<typeof command>
 /** One node's answer to the command `to`. */
 export type Answer = v.InferOutput<typeof answer>
+
+/** A ticket under its key, until a time in milliseconds since the epoch. */
+export type Ticket = v.InferOutput<typeof ticket>
 
 /** Where a text is kept: one signed for one place means nothing in another. */
 export type Place = 'control' | 'answer' | 'ticket'
@@ -76,6 +84,9 @@ export function createCodec (secrets: ReadonlyArray<string | Buffer>) {
   }
 
   return {
+    /** Whether the secret that signs now has signed it. */
+    isCurrent: (sealed: string): boolean =>
+      current === undefined || isSame(sealed.slice(0, sealed.indexOf(':')), sign(current, 'control', sealed.slice(sealed.indexOf(':') + 1))),
     /** @throws FST_HYBRID_AUTH_INVALID_OPTION on what is longer than nodes read */
     seal (place: Place, value: object): string {
       const text = JSON.stringify(value)
@@ -83,7 +94,7 @@ export function createCodec (secrets: ReadonlyArray<string | Buffer>) {
       if (sealed.length > MAX_LENGTH) throw invalidOption(place, 'is too long to be told to the other nodes')
       return sealed
     },
-    open,
+    openTicket: (sealed: string): Ticket | null => parse(ticket, open('ticket', sealed)),
     openCommand: (sealed: string): Command | null => parse(command, open('control', sealed)),
     openAnswer: (sealed: string): Answer | null => parse(answer, open('answer', sealed))
   }

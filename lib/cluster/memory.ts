@@ -1,6 +1,6 @@
 /** One process, or several nodes in one: everything that Redis does for nodes, without it. */
 import { authError } from '../errors.js'
-import type { Cluster, ClusterDriver, ClusterMember, Delivery, Lease } from './cluster.js'
+import type { Cluster, ClusterDriver, ClusterMember, Delivery } from './cluster.js'
 import type { Command } from './command.js'
 import { LeaseTable } from './leases.js'
 
@@ -16,7 +16,6 @@ export function memoryCluster (): ClusterDriver {
 
   function join (member: ClusterMember): Cluster {
     members.add(member)
-    const held = new Set<Lease>()
     return {
       onLoss: { action: 'serve', after: 0 },
       queued: 0,
@@ -24,18 +23,11 @@ export function memoryCluster (): ClusterDriver {
       async start () {},
       async stop () {
         members.delete(member)
-        for (const lease of held) leases.release(lease)
+        for (const lease of member.leases()) leases.release(lease)
       },
       publish: command => publish(command, member),
-      acquire (lease, limits, evicts) {
-        const evicted = leases.acquire(lease, limits, evicts)
-        if (evicted !== null) held.add(lease)
-        return evicted
-      },
-      release (lease) {
-        held.delete(lease)
-        leases.release(lease)
-      },
+      acquire: (lease, limits, evicts) => leases.acquire(lease, limits, evicts),
+      release: lease => { leases.release(lease) },
       putTicket,
       takeTicket
     }
@@ -55,9 +47,10 @@ export function memoryCluster (): ClusterDriver {
 
   function putTicket (key: string, value: string, ttl: number): void {
     const now = Date.now()
+    const isFull = tickets.size >= MAX_TICKETS
     for (const [old, { until }] of tickets) {
-      if (until > now) break
-      tickets.delete(old)
+      if (until <= now) tickets.delete(old)
+      else if (!isFull) break
     }
     if (tickets.size >= MAX_TICKETS) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
     tickets.set(key, { value, until: now + ttl })

@@ -3,25 +3,26 @@ import { randomBytes } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
 import type { ClusterStatus, CommandResult, RevokeOptions, RevokeTarget, TicketOptions } from '../../types/cluster.js'
 import type { ConnectionFilter, DisconnectOptions } from '../../types/connection.js'
-import { checkClose } from '../connection/closing.js'
 import { disconnectAll } from '../connection/enforce.js'
 import type { Hub } from '../connection/hub.js'
-import { checkFilter } from '../connection/registry.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
 import { ConnectionLimits } from '../policy/limits.js'
 import { issueTicket } from '../verify/ticket.js'
-import type { Cluster, ClusterMember, Outcome, Recovery } from './cluster.js'
+import type { Cluster, ClusterDriver, ClusterMember, Lease, Outcome, Recovery } from './cluster.js'
 import { carryOut, NOTHING } from './carry-out.js'
 import type { Command } from './command.js'
-import { memoryCluster } from './memory.js'
 import type { Revocation, Revocations } from './revocations.js'
-import { parsePermissions, parseRevoke, type RevokeSettings } from './target.js'
+import { parseDisconnect, parsePermissions, parseRevoke, type RevokeSettings } from './target.js'
 
 /** What is older is not carried out any more, in milliseconds; a revocation is, until it ends. */
 const MAX_AGE = 3_600_000
 /** What is destroyed is in no store any more; so long nothing that still holds it can put it back, in milliseconds. */
+const LOGOUT = 'logout'
 const LOGOUT_RETENTION = 3_600_000
+
+/** As many leases as a message has room for. */
+const PART = 500
 
 type Order = Command extends infer One ? One extends Command ? Omit<One, 'id' | 'from' | 'at'> : never : never
 
@@ -29,6 +30,7 @@ export class ClusterNode implements ClusterMember {
   readonly id = randomBytes(9).toString('base64url')
   readonly cluster: Cluster
   readonly limits: ConnectionLimits | null
+  readonly onLogout = new Set<(sessionId: string) => void>()
   readonly #known: Revocations
   readonly #audit: Auditor
   readonly #settings: RevokeSettings
@@ -40,7 +42,7 @@ export class ClusterNode implements ClusterMember {
   #lossTimer: NodeJS.Timeout | undefined
   #ignored = 0
 
-  constructor ({ cluster = memoryCluster(), limits, revocations, jwt }: ParsedOptions, known: Revocations, audit: Auditor, report: (cause: unknown) => void) {
+  constructor ({ cluster, limits, revocations, jwt }: ParsedOptions & { readonly cluster: ClusterDriver }, known: Revocations, audit: Auditor, report: (cause: unknown) => void) {
     this.#report = report
     this.#known = known
     this.#audit = audit
@@ -62,25 +64,31 @@ export class ClusterNode implements ClusterMember {
     return this.#order({ type: dryRun ? 'count' : 'revoke', revocation }, { id: revocation.id })
   }
 
-  async disconnect (filter: ConnectionFilter, { code = 'Revoked', reason }: DisconnectOptions = {}): Promise<CommandResult> {
-    checkClose(code, reason)
-    checkFilter(filter)
-    return this.#order({ type: 'disconnect', filter: { ...filter }, code, ...(reason !== undefined && { reason }) })
+  async disconnect (filter: ConnectionFilter, options?: DisconnectOptions): Promise<CommandResult> {
+    return this.#order({ type: 'disconnect', ...parseDisconnect(filter, options) })
   }
 
   async setPermissions (userId: string, permissions: readonly string[]): Promise<CommandResult> {
     return this.#order({ type: 'permissions', ...parsePermissions(userId, permissions) })
   }
 
-  /** A session was destroyed: its sockets end, and nothing opens with it again. Resolves when the others can know. */
+  /** A session was destroyed: its sockets end, and nothing opens with it again. Never rejects. */
   async logOut (sessionId: string): Promise<void> {
-    if (this.#known.hasSession(sessionId)) return
-    const { revocation } = parseRevoke({ sessionId }, { reason: 'logout', expiresAt: Date.now() + LOGOUT_RETENTION }, this.#known, this.#settings)
-    await this.#order({ type: 'revoke', revocation }, { id: revocation.id, awaits: false }).catch(() => {})
+    if (this.isLoggedOut(sessionId)) return
+    try {
+      const { revocation } = parseRevoke({ sessionId }, { reason: LOGOUT, expiresAt: Date.now() + LOGOUT_RETENTION }, this.#known, this.#settings)
+      await this.#order({ type: 'revoke', revocation }, { id: revocation.id, awaits: false })
+    } catch {
+      // What is no session's id has no sockets.
+    }
   }
 
   isLoggedOut (sessionId: string): boolean {
-    return this.#known.hasSession(sessionId)
+    return this.#known.hasSession(sessionId, LOGOUT)
+  }
+
+  hasSockets (sessionId: string): boolean {
+    return this.#hub !== null && this.#hub.registry.find({ sessionId }).length > 0
   }
 
   status (): ClusterStatus {
@@ -96,14 +104,16 @@ export class ClusterNode implements ClusterMember {
 
   async stop (): Promise<void> {
     clearTimeout(this.#lossTimer)
-    this.#known.clear()
     await this.cluster.stop()
+    this.#known.stop()
   }
 
   async receive (command: Command): Promise<Outcome> {
     if (this.#seen.has(command.id) || (command.type !== 'revoke' && command.at < Date.now() - MAX_AGE)) return NOTHING
     this.#remember(command)
-    return this.#carryOut(command)
+    const outcome = this.#carryOut(command)
+    if (command.type === 'revoke') this.#tellOfLogout(command.revocation)
+    return outcome
   }
 
   revocations (): Iterable<Revocation> {
@@ -112,6 +122,10 @@ export class ClusterNode implements ClusterMember {
 
   hasRevocation (id: string): boolean {
     return this.#known.has(id)
+  }
+
+  leases (): Iterable<Lease> {
+    return this.limits?.leases() ?? []
   }
 
   lost (cause: unknown): void {
@@ -141,7 +155,9 @@ export class ClusterNode implements ClusterMember {
   /** Ends connections that had to go for another, and does not wait for it. */
   #evict (leases: readonly string[]): void {
     const elsewhere = leases.filter(lease => this.limits?.evict(lease) !== true)
-    if (elsewhere.length > 0) this.#order({ type: 'evict', leases: elsewhere }, { awaits: false }).catch(() => {})
+    for (let from = 0; from < elsewhere.length; from += PART) {
+      this.#order({ type: 'evict', leases: elsewhere.slice(from, from + PART) }, { awaits: false }).catch(() => {})
+    }
   }
 
   #isolate (closes: boolean): void {
@@ -167,12 +183,20 @@ export class ClusterNode implements ClusterMember {
     }
   }
 
+  #tellOfLogout ({ kind, key, reason }: Revocation): void {
+    if (kind === 'session' && reason === LOGOUT) for (const listener of this.onLogout) listener(key)
+  }
+
+  async #tell (revocation: Revocation): Promise<void> {
+    await this.cluster.publish({ type: 'revoke', id: revocation.id, from: this.id, at: revocation.at, revocation }, false)
+  }
+
   async #carryOut (command: Command): Promise<Outcome> {
     if (this.#hub === null) return NOTHING
     return carryOut({
       hub: this.#hub,
       known: this.#known,
-      revokeYoung: ({ target, options }) => { this.revoke(target, options).catch(() => {}) }
+      tell: revocation => { this.#tell(revocation).catch(() => {}) }
     }, command)
   }
 
@@ -190,12 +214,12 @@ export class ClusterNode implements ClusterMember {
 }
 
 /** What `app.hybridAuth` offers of the cluster. */
-export function createClusterApi (node: ClusterNode) {
+export function createClusterApi (node: ClusterNode, timeout: number) {
   return {
     revoke: (target: RevokeTarget, options?: RevokeOptions) => node.revoke(target, options),
     disconnect: (filter: ConnectionFilter, options?: DisconnectOptions) => node.disconnect(filter, options),
     setPermissions: (userId: string, permissions: readonly string[]) => node.setPermissions(userId, permissions),
-    issueTicket: (request: FastifyRequest, options?: TicketOptions) => issueTicket(node.cluster, request, options),
+    issueTicket: (request: FastifyRequest, options?: TicketOptions) => issueTicket(node.cluster, request, options, timeout),
     status: () => node.status()
   }
 }

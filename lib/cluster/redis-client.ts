@@ -56,16 +56,24 @@ export function bounded<T> (value: Promise<T>, ms: number): Promise<T> {
 
 const LATE = Symbol('late')
 
-/** A connection of its own, which does not come back by itself: who holds it decides. @throws what connecting throws */
-export async function connectAnother (client: RedisClient, ms: number): Promise<RedisClient> {
+/**
+ * A connection of its own, which waits for as long as it is told and does not come back by itself: who holds it decides.
+ * @param signal closes it
+ * @throws what connecting throws
+ */
+export async function connectAnother (client: RedisClient, ms: number, signal: AbortSignal): Promise<RedisClient> {
   const socket = typeof client.options?.socket === 'object' ? client.options.socket : {}
-  const other = client.duplicate({ disableOfflineQueue: true, socket: { ...socket, connectTimeout: ms, reconnectStrategy: false } })
+  const other = client.duplicate({ disableOfflineQueue: true, socket: { ...socket, connectTimeout: ms, socketTimeout: undefined, reconnectStrategy: false } })
   other.on('error', () => {})
+  const close = () => { discard(other) }
+  signal.addEventListener('abort', close, { once: true })
   try {
     await bounded(other.connect(), ms)
+    signal.throwIfAborted()
     return other
   } catch (error) {
-    discard(other)
+    signal.removeEventListener('abort', close)
+    close()
     throw error
   }
 }

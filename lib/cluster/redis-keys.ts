@@ -4,14 +4,12 @@ export function createKeys (prefix: string) {
   return {
     /** The stream of commands. */
     log: `${base}log`,
-    /** Hash: id to command, of revocations that are live. */
+    /** Hash: id to command, of revocations that are live; and `generation`, a text that is new where the data is. */
     live: `${base}live`,
     /** Sorted set: id by end. */
     ends: `${base}ends`,
     /** Sorted set: node by when it was last heard of. */
     nodes: `${base}nodes`,
-    /** Text that is new where the data is. */
-    generation: `${base}generation`,
     /** The stream of answers to a node. */
     answers: (node: string) => `${base}answers:${node}`,
     /** Hash: lease to its keys, of a node. */

@@ -8,7 +8,7 @@ import { ask, listOf, run, textOf, textsOf, type RedisClient } from './redis-cli
 import { createKeys } from './redis-keys.js'
 import { RedisReader } from './redis-reader.js'
 import { ACQUIRE, PUBLISH, RELEASE } from './redis-scripts.js'
-import { bury } from './redis-state.js'
+import { bury, SKEW } from './redis-state.js'
 
 export interface RedisSettings {
   readonly prefix: string
@@ -113,15 +113,16 @@ export class RedisNode implements Cluster {
   }
 
   async putTicket (key: string, value: string, ttl: number): Promise<void> {
-    const sealed = this.#codec.seal('ticket', { value })
+    const sealed = this.#codec.seal('ticket', { key, value, until: Date.now() + ttl + SKEW })
     const reply = await this.#ask(['SET', this.#keys.ticket(key), sealed, 'PX', String(Math.ceil(ttl)), 'NX'])
     if (textOf(reply) !== 'OK') throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
   }
 
   async takeTicket (key: string): Promise<string | null> {
     const reply = await this.#ask(['GETDEL', this.#keys.ticket(key)])
-    const opened = reply === null ? null : this.#codec.open('ticket', textOf(reply))
-    return typeof opened === 'object' && opened !== null && 'value' in opened && typeof opened.value === 'string' ? opened.value : null
+    const opened = reply === null ? null : this.#codec.openTicket(textOf(reply))
+    // It is good under its own name, and not for ever: who can write to Redis could put it back.
+    return opened?.key === key && opened.until > Date.now() ? opened.value : null
   }
 
   /** After a time away: leases as they are now, and the commands that waited. */
@@ -140,7 +141,7 @@ export class RedisNode implements Cluster {
 
   /** It may be given back while Redis is told that it is there. */
   async #restore (lease: Lease): Promise<void> {
-    if (this.#held.has(lease.id)) await this.#place(lease, lease.keys.map(() => TAKEN), false)
+    if (this.#held.has(lease.id)) await this.#place(lease, lease.keys.map(() => TAKEN), false, String(lease.at * 1000))
     if (!this.#held.has(lease.id)) await this.#free(lease)
   }
 
@@ -161,10 +162,10 @@ export class RedisNode implements Cluster {
     return { durable: false, matched: 0, closed: 0, acknowledged: 0, missing: this.#reader.others }
   }
 
-  #place ({ id, keys }: Lease, limits: string[], evicts: boolean): Promise<unknown> {
+  #place ({ id, keys }: Lease, limits: string[], evicts: boolean, since = ''): Promise<unknown> {
     const { held, lease } = this.#keys
     return run(this.#client, ACQUIRE, [held(this.#member.id), ...keys.map(key => lease + key)],
-      [id, JSON.stringify(keys), evicts ? '1' : '0', ...limits], this.#settings.timeout)
+      [id, JSON.stringify(keys), evicts ? '1' : '0', since, ...limits], this.#settings.timeout)
   }
 
   #free ({ id, keys }: Lease): Promise<unknown> {
@@ -176,7 +177,7 @@ export class RedisNode implements Cluster {
   async #freeAs (id: string): Promise<void> {
     const reply = await this.#ask(['HGET', this.#keys.held(this.#member.id), id])
     const keys: unknown = JSON.parse(reply === null ? '[]' : textOf(reply))
-    await this.#free({ id, keys: textsOf(listOf(keys)) })
+    await this.#free({ id, keys: textsOf(listOf(keys)), at: 0 })
   }
 
   #ask (args: string[]): Promise<unknown> {

@@ -2,10 +2,10 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Answers } from './answers.js'
 import type { Command } from './command.js'
-import { bounded, connectAnother, discard, listOf, pairsOf, run, send, textOf, textsOf, type RedisClient } from './redis-client.js'
+import { bounded, connectAnother, listOf, pairsOf, run, send, textOf, textsOf, type RedisClient } from './redis-client.js'
 import { LOG_AGE } from './redis-node.js'
 import { ANSWER } from './redis-scripts.js'
-import { beat, exchange, type RedisParts } from './redis-state.js'
+import { ANYBODY, beat, exchange, type RedisParts } from './redis-state.js'
 
 export interface ReaderParts extends RedisParts {
   readonly answers: Answers
@@ -31,10 +31,11 @@ export class RedisReader {
   #cursors = { log: START, answers: START }
   /** What Redis was known by; null: it has to be compared with what is known here. */
   #state: string | null = null
-  #isFirst = true
+  /** The end of the log when this node began: what was ordered before is not for its connections. */
+  #since: string | null = null
   #differs = false
   #lostAt = performance.now()
-  #beatAt = 0
+  #beatAt = -Infinity
   #readAt = Date.now()
   #loop: Promise<void> | null = null
 
@@ -45,7 +46,7 @@ export class RedisReader {
   /** Resolves when everything is known, or after `ms` without. */
   async start (ms: number): Promise<void> {
     const ready = new Promise<void>(resolve => { this.#loop = this.#run(resolve) })
-    await bounded(ready, ms).catch((error: unknown) => { if (!this.isConnected) this.#lose(error) })
+    await bounded(ready, ms).catch((error: unknown) => { this.#lose(error) })
   }
 
   async stop (): Promise<void> {
@@ -62,7 +63,7 @@ export class RedisReader {
   /** Live revocations may not be in Redis. */
   forget (): void {
     this.#state = null
-    this.#beatAt = 0
+    this.#beatAt = -Infinity
   }
 
   async #run (onReady: () => void): Promise<void> {
@@ -79,16 +80,14 @@ export class RedisReader {
   /** Reads until that fails, or until it is told to stop. */
   async #session (onReady: () => void): Promise<void> {
     const { signal } = this.#stopping
-    const reader = await connectAnother(this.#parts.client, this.#parts.settings.timeout)
-    const close = () => { discard(reader) }
-    signal.addEventListener('abort', close)
+    const session = new AbortController()
+    const reader = await connectAnother(this.#parts.client, this.#parts.settings.timeout, AbortSignal.any([signal, session.signal]))
     try {
       await this.#join(reader)
       onReady()
       while (!signal.aborted) await this.#listen(reader)
     } finally {
-      signal.removeEventListener('abort', close)
-      close()
+      session.abort()
     }
   }
 
@@ -101,10 +100,13 @@ export class RedisReader {
   async #join (reader: RedisClient): Promise<void> {
     const began = performance.now()
     const lostFor = Math.round(began - this.#lostAt)
+    this.#noteAge()
+    // A server that does not say which it is may be another each time.
+    if (this.#state?.endsWith(' ') === true) this.forget()
     await this.#compare(reader)
     while (await this.#read(reader, null) > 0);
-    this.isConnected = true
     await this.#catchUp()
+    this.isConnected = true
     this.#parts.member.recovered({ lostFor, converged: Math.round(performance.now() - began) })
   }
 
@@ -128,10 +130,11 @@ export class RedisReader {
     if (!wasAlive) this.#differs = true
     if (state === this.#state) return
     // The numbers of another log mean nothing; what was read before does nothing a second time.
-    this.#cursors = { log: this.#isFirst ? await this.#endOfLog(reader) : START, answers: START }
+    this.#cursors = { log: this.#since === null ? await this.#endOfLog(reader) : START, answers: START }
+    // Where the data is new, so are its numbers.
+    this.#since = this.#since === null ? this.#cursors.log : isSameData(state, this.#state) ? this.#since : START
     await exchange(this.#parts, reader)
     this.#differs = true
-    this.#isFirst = false
     this.#state = state
   }
 
@@ -148,9 +151,7 @@ export class RedisReader {
     const reply = await send(reader,
       ['XREAD', 'COUNT', COUNT, ...wait, 'STREAMS', keys.log, answers, this.#cursors.log, this.#cursors.answers],
       (block ?? 0) + settings.timeout)
-    // What was not read for so long may be gone from the log.
-    if (Date.now() - this.#readAt > LOG_AGE / 2) this.forget()
-    this.#readAt = Date.now()
+    this.#noteAge()
     let count = 0
     for (const [key, entries] of pairsOf(reply)) {
       const isAnswers = textOf(key) === answers
@@ -159,11 +160,18 @@ export class RedisReader {
         const sealed = textsOf(fields)[1] ?? ''
         this.#cursors[isAnswers ? 'answers' : 'log'] = textOf(id)
         if (isAnswers) this.#takeAnswer(sealed)
-        else this.#takeCommand(sealed)
+        else this.#takeCommand(sealed, textOf(id))
         count++
       }
     }
     return count
+  }
+
+  /** What was not read for so long may be gone from the log. */
+  #noteAge (): void {
+    const time = Date.now()
+    if (time - this.#readAt > LOG_AGE / 2) this.forget()
+    this.#readAt = time
   }
 
   #takeAnswer (sealed: string): void {
@@ -172,18 +180,30 @@ export class RedisReader {
     else this.#parts.answers.add(answer)
   }
 
-  #takeCommand (sealed: string): void {
+  #takeCommand (sealed: string, id: string): void {
     const { codec, member } = this.#parts
     const command = codec.openCommand(sealed)
     if (command === null) member.ignored()
-    else if (command.from !== member.id) this.#carryOut(command).catch(() => {})
+    else if (command.from !== member.id && (command.type === 'revoke' || isAfter(id, this.#since ?? START))) this.#carryOut(command).catch(() => {})
   }
 
   async #carryOut (command: Command): Promise<void> {
     const { client, codec, keys, member, settings } = this.#parts
     const { matched, closed } = await member.receive(command)
-    if (command.at < Date.now() - ANSWER_AGE) return
+    if (command.from === ANYBODY || command.at < Date.now() - ANSWER_AGE) return
     const answer = codec.seal('answer', { from: member.id, to: command.id, matched, closed })
     await run(client, ANSWER, [keys.answers(command.from)], [answer, String(ANSWER_AGE)], settings.timeout)
   }
+}
+
+/** A state begins with what the data is known by. */
+function isSameData (state: string, before: string | null): boolean {
+  return before === null || state.split(' ', 1)[0] === before.split(' ', 1)[0]
+}
+
+/** Entries are numbered by milliseconds, and within one by a count. */
+function isAfter (id: string, other: string): boolean {
+  const [ms = 0, n = 0] = id.split('-').map(Number)
+  const [otherMs = 0, otherN = 0] = other.split('-').map(Number)
+  return ms > otherMs || (ms === otherMs && n > otherN)
 }

@@ -13,31 +13,35 @@ local function int (n) return string.format('%.0f', n) end
  * → nodes that are alive
  */
 export const PUBLISH = script(`${NOW}
-local isNew = true
-if ARGV[3] ~= '' then
-  isNew = redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2]) == 1
-  redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
+local isKept = ARGV[3] ~= ''
+-- What fails half way is not undone: the log comes first, for there it may stand twice.
+if not isKept or redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then
+  redis.call('XADD', KEYS[1], 'MINID', '~', int(now - ARGV[4]), '*', 'm', ARGV[2])
 end
-if isNew then redis.call('XADD', KEYS[1], 'MINID', '~', int(now - ARGV[4]), '*', 'm', ARGV[2]) end
+if isKept then
+  redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
+  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+end
 return redis.call('ZRANGEBYSCORE', KEYS[4], int(now - ARGV[5]), '+inf')`)
 
 /**
  * A node is alive; what is over is dropped.
- * KEYS nodes, generation, ends, live · ARGV node, node timeout, a new generation, ms that clocks may differ
+ * KEYS nodes, ends, live · ARGV node, node timeout, a new generation, ms that clocks may differ
  * → generation, 1 if the node was alive before, how many are alive, nodes that are not
  */
 export const BEAT = script(`${NOW}
 local since = now - ARGV[2]
 local before = redis.call('ZSCORE', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], int(now), ARGV[1])
-redis.call('SET', KEYS[2], ARGV[3], 'NX')
-local over = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', int(now - ARGV[4]), 'LIMIT', 0, 1000)
+-- It stands among the revocations, so that it cannot outlive them.
+redis.call('HSETNX', KEYS[3], 'generation', ARGV[3])
+local over = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', int(now - ARGV[4]), 'LIMIT', 0, 1000)
 if #over > 0 then
-  redis.call('HDEL', KEYS[4], unpack(over))
-  redis.call('ZREM', KEYS[3], unpack(over))
+  redis.call('HDEL', KEYS[3], unpack(over))
+  redis.call('ZREM', KEYS[2], unpack(over))
 end
 return {
-  redis.call('GET', KEYS[2]),
+  redis.call('HGET', KEYS[3], 'generation'),
   before and tonumber(before) > since and 1 or 0,
   redis.call('ZCOUNT', KEYS[1], int(since), '+inf'),
   redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. int(since))
@@ -53,7 +57,8 @@ local seen = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if ARGV[3] ~= '1' and seen and tonumber(seen) >= now - ARGV[2] then return 0 end
 local held = redis.call('HRANDFIELD', KEYS[2], 500, 'WITHVALUES')
 for i = 1, #held, 2 do
-  for _, key in ipairs(cjson.decode(held[i + 1])) do redis.call('ZREM', ARGV[4] .. key, held[i]) end
+  local isList, keys = pcall(cjson.decode, held[i + 1])
+  for _, key in ipairs(isList and type(keys) == 'table' and keys or {}) do redis.call('ZREM', ARGV[4] .. tostring(key), held[i]) end
   redis.call('HDEL', KEYS[2], held[i])
 end
 local left = redis.call('HLEN', KEYS[2])
@@ -65,15 +70,15 @@ return left`)
 
 /**
  * Takes a place under every key or none. A limit of -1 is not asked: the place was taken before.
- * KEYS the node's leases, then each key · ARGV lease, its keys as JSON, 1 if the oldest goes, then each limit
+ * KEYS the node's leases, then each key · ARGV lease, its keys as JSON, 1 if the oldest goes, when it was taken, then each limit
  * → the leases that go, or -1
  */
 export const ACQUIRE = script(`
 local time = redis.call('TIME')
-local score = string.format('%.0f', time[1] * 1000000 + time[2])
+local score = ARGV[4] ~= '' and ARGV[4] or string.format('%.0f', time[1] * 1000000 + time[2])
 local evicted, goes = {}, {}
 for i = 2, #KEYS do
-  local limit = tonumber(ARGV[i + 2])
+  local limit = tonumber(ARGV[i + 3])
   local over = limit == -1 and 0 or redis.call('ZCARD', KEYS[i]) + 1 - limit
   for _, id in ipairs(evicted) do
     if redis.call('ZSCORE', KEYS[i], id) then over = over - 1 end
@@ -88,7 +93,7 @@ for i = 2, #KEYS do
   end
 end
 for i = 2, #KEYS do
-  if #evicted > 0 then redis.call('ZREM', KEYS[i], unpack(evicted)) end
+  for _, id in ipairs(evicted) do redis.call('ZREM', KEYS[i], id) end
   redis.call('ZADD', KEYS[i], 'NX', score, ARGV[1])
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])

@@ -35,9 +35,10 @@ export class Revocations {
   readonly #tenants: Index = new Map()
   /** By the sweep that will drop them, so that a sweep costs what it drops. */
   readonly #endings = new Map<number, Revocation[]>()
-  #swept = sweepOf(Date.now())
+  #swept = Math.floor(Date.now() / SWEEP)
   readonly #sweeper = { due: -1, position: 0, look: () => { this.#sweep() } }
   #latest = 0
+  #isStopped = false
   /** Whether those that were made before this process began are here. Until then nobody can be told from who was revoked. */
   isComplete = true
 
@@ -52,8 +53,8 @@ export class Revocations {
     this.#byId.set(id, revocation)
     push(this.#indexOf(kind), key, revocation)
     if (expiresAt !== null) {
-      push(this.#endings, Math.max(sweepOf(expiresAt), this.#swept + 1), revocation)
-      if (this.#sweeper.due === -1) wheel.schedule(this.#sweeper, SWEEP)
+      push(this.#endings, Math.max(Math.ceil(expiresAt / SWEEP), this.#swept + 1), revocation)
+      if (this.#sweeper.due === -1 && !this.#isStopped) wheel.schedule(this.#sweeper, SWEEP)
     }
     return true
   }
@@ -75,8 +76,10 @@ export class Revocations {
       (tenantId !== null && anyKills(this.#tenants.get(tenantId), context))
   }
 
-  hasSession (sessionId: string): boolean {
-    return this.#sessions.get(sessionId)?.some(({ expiresAt }) => !isPast(expiresAt)) === true
+  /** Whether a session is revoked for this reason, with every socket of it. */
+  hasSession (sessionId: string, why: string): boolean {
+    return this.#sessions.get(sessionId)?.some(({ issuedBefore, reason, reauthWithin, expiresAt }) =>
+      reason === why && issuedBefore === undefined && reauthWithin === 0 && !isPast(expiresAt)) === true
   }
 
   /** Remembers how long tokens live: what is revoked without an end is kept until the last of those that were seen is over. */
@@ -90,12 +93,14 @@ export class Revocations {
     return end === Infinity ? null : end
   }
 
-  clear (): void {
+  /** Nothing is swept any more. */
+  stop (): void {
+    this.#isStopped = true
     wheel.remove(this.#sweeper)
   }
 
   #sweep (): void {
-    const until = sweepOf(Date.now())
+    const until = Math.floor(Date.now() / SWEEP)
     // After a clock was set far ahead there are fewer endings than sweeps.
     const sweeps = until - this.#swept > this.#endings.size ? [...this.#endings.keys()] : range(this.#swept + 1, until)
     for (const sweep of sweeps) {
@@ -103,7 +108,7 @@ export class Revocations {
       for (const revocation of this.#endings.get(sweep) ?? []) this.#drop(revocation)
       this.#endings.delete(sweep)
     }
-    this.#swept = Math.max(this.#swept, until)
+    this.#swept = until
     if (this.#endings.size > 0) wheel.schedule(this.#sweeper, SWEEP)
   }
 
@@ -147,9 +152,9 @@ export function isAimedAt ({ kind, key, issuer, tenantId }: Revocation, context:
  * is not older, or the token that follows a change of the password would be dead on arrival. One that does not say when
  * it was issued is older than anything.
  */
-export function isOlder ({ user, ...context }: AuthContext, time: number): boolean {
-  const issuedAt = context.authType === 'session' ? user.issuedAt : context.claims.iat === undefined ? undefined : context.claims.iat * 1000
-  return typeof issuedAt !== 'number' || issuedAt < Math.floor(time / 1000) * 1000
+export function isOlder (context: AuthContext, time: number): boolean {
+  if (context.authType === 'session') return (context.user.issuedAt ?? -Infinity) < time
+  return (context.claims.iat ?? -Infinity) < Math.floor(time / 1000)
 }
 
 function keyOf (kind: Revocation['kind'], context: AuthContext): string | null {
@@ -163,10 +168,6 @@ function keyOf (kind: Revocation['kind'], context: AuthContext): string | null {
 
 function isPast (time: number | null): boolean {
   return time !== null && time <= Date.now()
-}
-
-function sweepOf (time: number): number {
-  return Math.ceil(time / SWEEP)
 }
 
 function * range (from: number, to: number): Generator<number> {

@@ -2,33 +2,39 @@
 import { randomBytes } from 'node:crypto'
 import * as v from 'valibot'
 import type { RevokeOptions, RevokeTarget } from '../../types/cluster.js'
+import type { ConnectionFilter, DisconnectOptions } from '../../types/connection.js'
+import { checkClose } from '../connection/closing.js'
+import { checkFilter } from '../connection/registry.js'
 import { invalidOption } from '../errors.js'
 import { parse } from '../schema.js'
 import { identifyToken } from '../verify/identify.js'
+import { filter } from './command.js'
 import type { Revocation, Revocations } from './revocations.js'
 
 const text = v.pipe(v.string('must be a text'), v.nonEmpty('must not be empty'), v.maxLength(2048, 'is too long'))
 const time = (what: string) => v.pipe(v.number(`must be ${what}`), v.finite(`must be ${what}`), v.minValue(0, `must be ${what}`))
+/** As long as the longest that any verifier accepts. */
+const MAX_TOKEN = 65_536
 const epoch = time('a time in milliseconds since the epoch')
 
-const target = v.pipe(
-  v.strictObject({
-    userId: v.optional(text),
-    issuer: v.optional(v.nullable(text)),
-    tenantId: v.optional(v.nullable(text)),
-    sessionId: v.optional(text),
-    token: v.optional(text),
-    tokenId: v.optional(text),
-    jti: v.optional(text),
-    iss: v.optional(v.nullable(text)),
-    issuedBefore: v.optional(epoch)
-  }, 'must be an object'),
-  v.rawCheck(({ dataset, addIssue }) => {
-    if (!dataset.typed) return
-    const given = dataset.value
-    if (SELECTORS.filter(name => given[name] !== undefined).length > 1) addIssue({ message: 'must name one of userId, sessionId, token, tokenId and jti' })
-  }))
-const SELECTORS = ['userId', 'sessionId', 'token', 'tokenId', 'jti'] as const
+const target = v.strictObject({
+  userId: v.optional(text),
+  issuer: v.optional(v.nullable(text)),
+  tenantId: v.optional(v.nullable(text)),
+  sessionId: v.optional(text),
+  token: v.optional(v.pipe(v.string('must be a text'), v.maxLength(MAX_TOKEN, 'is too long'))),
+  tokenId: v.optional(text),
+  jti: v.optional(text),
+  iss: v.optional(v.nullable(text)),
+  issuedBefore: v.optional(epoch)
+}, 'must be an object')
+type Target = v.InferOutput<typeof target>
+
+/** What each may be narrowed by, beside `issuedBefore`. What narrows nothing is refused: more would be revoked than was asked. */
+const NARROWED_BY = {
+  userId: ['issuer', 'tenantId'], sessionId: [], token: [], tokenId: ['issuer'], jti: ['iss'], tenantId: ['issuer']
+} as const satisfies Partial<Record<keyof Target, ReadonlyArray<keyof Target>>>
+const SELECTORS = Object.keys(NARROWED_BY) as Array<keyof typeof NARROWED_BY>
 
 const REASON = /^[\x20-\x7e]{0,200}$/
 const options = v.strictObject({
@@ -55,12 +61,8 @@ const MIN_RETENTION = 3_600_000
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the member */
 export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOptions | undefined, known: Revocations, { retention, clockTolerance }: RevokeSettings): { revocation: Revocation, dryRun: boolean } {
-  for (const [name, value] of Object.entries(givenTarget)) {
-    // A slip must not widen what is revoked.
-    if (value === undefined) throw invalidOption(`target.${name}`, 'is undefined')
-  }
-  const { reason, mode, expiresAt, dryRun } = parse(options, givenOptions ?? {}, 'options')
-  const { issuedBefore, ...aim } = aimOf(parse(target, givenTarget, 'target'))
+  const { issuedBefore, ...aim } = aimOf(narrowed(parse(target, givenTarget, 'target')))
+  const { reason, mode, expiresAt, dryRun } = parse(options, givenOptions === undefined ? {} : givenOptions, 'options')
   const at = Date.now()
   const reauthWithin = mode === 'now' ? 0 : mode.reauthWithin
   // Who is asked for another credential must be able to bring one.
@@ -80,16 +82,30 @@ export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOpti
       reason,
       reauthWithin,
       at,
-      expiresAt: expiresAt ?? tolerated(endsAt === undefined ? known.endOf(before ?? at, retention) : endsAt)
+      expiresAt: expiresAt ?? tolerated(endsAt === undefined ? known.endOf(Math.max(before ?? 0, at), retention) : endsAt)
     }
   }
 }
 
+const disconnecting = v.strictObject({ code: v.optional(v.union([v.string(), v.number()], 'must be a name or a code'), 'Revoked'), reason: v.optional(v.string('must be a text')) }, 'must be an object')
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION on what no node would understand */
+export function parseDisconnect (given: ConnectionFilter, givenOptions: DisconnectOptions | undefined) {
+  checkFilter(given)
+  const { code, reason } = parse(disconnecting, givenOptions === undefined ? {} : givenOptions, '')
+  checkClose(code, reason)
+  return { filter: parse(filter, given, 'filter'), code, ...(reason !== undefined && { reason }) }
+}
+
+/** In characters: what a message has room for. */
+const MAX_ORDER = 48 * 1024
 const names = v.strictObject({ userId: text, permissions: v.array(text, 'must be a list of texts') })
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION */
 export function parsePermissions (userId: string, permissions: readonly string[]): { userId: string, permissions: string[] } {
-  return parse(names, { userId, permissions }, '')
+  const order = parse(names, { userId, permissions }, '')
+  if (JSON.stringify(order).length > MAX_ORDER) throw invalidOption('permissions', 'is too long to be told to the other nodes')
+  return order
 }
 
 type Aim = Pick<Revocation, 'kind' | 'key' | 'issuer' | 'tenantId' | 'issuedBefore'> & {
@@ -97,18 +113,27 @@ type Aim = Pick<Revocation, 'kind' | 'key' | 'issuer' | 'tenantId' | 'issuedBefo
   readonly endsAt?: number | null
 }
 
-function aimOf ({ userId, issuer: asIssuer, tenantId, sessionId, token, tokenId, jti, iss, issuedBefore }: v.InferOutput<typeof target>): Aim {
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION: a slip must not widen what is revoked */
+function narrowed (given: Target): Target {
+  const names = Object.keys(given) as Array<keyof Target>
+  for (const name of names) if (given[name] === undefined) throw invalidOption(`target.${name}`, 'is undefined')
+  const selector = SELECTORS.find(name => name in given)
+  if (selector === undefined) throw invalidOption('target', `must name one of ${SELECTORS.join(', ')}`)
+  const known: ReadonlyArray<keyof Target> = [selector, 'issuedBefore', ...NARROWED_BY[selector]]
+  const other = names.find(name => !known.includes(name))
+  if (other !== undefined) throw invalidOption(`target.${other}`, `does not go with ${selector}`)
+  return given
+}
+
+function aimOf ({ userId, issuer: asIssuer, tenantId, sessionId, token, tokenId, jti, iss, issuedBefore }: Target): Aim {
   const issuer = asIssuer === undefined ? iss : asIssuer
   const scope = { ...(issuer !== undefined && { issuer }), ...(issuedBefore !== undefined && { issuedBefore }) }
   if (userId !== undefined) return { kind: 'user', key: userId, ...scope, ...(tenantId !== undefined && { tenantId }) }
   if (sessionId !== undefined) return { kind: 'session', key: sessionId, ...scope }
   const id = tokenId ?? jti
   if (id !== undefined) return { kind: 'token', key: id, ...scope }
-  if (token !== undefined) {
-    const found = identifyToken(token)
-    if (found === null) throw invalidOption('target.token', 'is not a token')
-    return { kind: 'token', key: found.tokenId, issuer: found.issuer, endsAt: found.expiresAt }
-  }
   if (typeof tenantId === 'string') return { kind: 'tenant', key: tenantId, ...scope }
-  throw invalidOption('target', 'must name a userId, sessionId, token, tokenId, jti or tenantId')
+  const found = token === undefined ? null : identifyToken(token)
+  if (found === null) throw invalidOption(token === undefined ? 'target.tenantId' : 'target.token', token === undefined ? 'must be a text' : 'is not a token')
+  return { kind: 'token', key: found.tokenId, issuer: found.issuer, endsAt: found.expiresAt, ...scope }
 }

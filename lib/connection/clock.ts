@@ -6,5 +6,8 @@ const START = Date.now() - 1
 
 export const now = (): number => Math.floor(Date.now() - START)
 
+/** Before any time, whatever the clock is set to. */
+export const AT_ONCE = -(2 ** 30)
+
 /** A time in milliseconds since the epoch; rounded up, so that nothing happens before it. */
 export const fromEpoch = (time: number): number => Math.ceil(time - START)

@@ -14,7 +14,7 @@ const CLOSE_GRACE = 3000
 /** When a client that is not let in at the moment may try again, in milliseconds. */
 export const RETRY_AFTER = 5000
 /** What needs no escape in JSON, and leaves room in the 123 bytes. */
-const REASON = /^[\w .:-]{1,40}$/
+export const REASON = /^[\w .:-]{1,40}$/
 
 export type CloseCodes = Partial<Record<CloseName, number | undefined>>
 
@@ -39,8 +39,8 @@ export function closeConnection (connection: GuardedConnection, by: CloseBy, det
   hub.registry.remove(connection)
   connection.place?.release()
   connection.socket.holdBack(false)
-  connection.socket.close(code, JSON.stringify({ code: reason, action, retryAfterMs: details.retryAfterMs ?? 0 } satisfies CloseReason))
   wheel.schedule(connection, CLOSE_GRACE)
+  connection.socket.close(code, JSON.stringify({ code: reason, action, retryAfterMs: details.retryAfterMs ?? 0 } satisfies CloseReason))
   if (connection.heldClose !== null) release(connection)
 }
 
@@ -75,11 +75,15 @@ export function closeSocket (socket: Socket, name: CloseName, codes: CloseCodes,
   socket.close(code, JSON.stringify({ code: reason, action, retryAfterMs } satisfies CloseReason))
 }
 
+/** Whether an application may close with it (RFC 6455 §7.4.2). */
+export function isCloseCode (code: number): boolean {
+  return Number.isInteger(code) && ((code >= 3000 && code <= 4999) || code === CLOSE.Draining.code)
+}
+
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION on what a close frame cannot carry (RFC 6455 §7.4.2) */
 export function checkClose (code: unknown, reason: unknown): void {
   const isName = typeof code === 'string' && Object.hasOwn(CLOSE, code)
-  const isCode = typeof code === 'number' && Number.isInteger(code) && ((code >= 3000 && code <= 4999) || code === CLOSE.Draining.code)
-  if (!isName && !isCode) throw invalidOption('code', 'must be a name of the close-code table, or a code from 3000 to 4999')
+  if (!isName && !(typeof code === 'number' && isCloseCode(code))) throw invalidOption('code', 'must be a name of the close-code table, or a code from 3000 to 4999')
   if (reason !== undefined && !(typeof reason === 'string' && REASON.test(reason))) {
     throw invalidOption('reason', 'must be 1 to 40 letters, digits, spaces and any of _.:-')
   }

@@ -14,6 +14,11 @@ import { isOver, look } from './lifecycle.js'
 import type { GuardedSocket, RawFrame, SocketOwner } from './socket.js'
 import type { Wheeled } from './wheel.js'
 
+export interface Granted {
+  readonly permissions: readonly string[]
+  readonly insteadOf: readonly string[]
+}
+
 /** A frame that waits for its turn. */
 export interface HeldFrame {
   readonly data: RawFrame
@@ -57,6 +62,8 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   refreshApplied = 0
   /** Its credential was revoked: when it ends for that, unless another came, and why. */
   revoked: { readonly by: number, readonly reason: string } | null = null
+  /** Permissions that were set on it, and those of its credential that they stand for. */
+  granted: Granted | null = null
   /** Where connections are limited. */
   place: Place | null = null
 

@@ -3,7 +3,7 @@ import { setImmediate as immediate } from 'node:timers/promises'
 import type { ConnectionFilter } from '../../types/connection.js'
 import type { AuthContext } from '../../types/context.js'
 import { isAimedAt, isOlder, type Revocation } from '../cluster/revocations.js'
-import { now } from './clock.js'
+import { AT_ONCE, now } from './clock.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
@@ -42,8 +42,7 @@ function filterOf ({ kind, key }: Revocation): ConnectionFilter {
 
 /** Nothing passes any more from here on, in either direction; the closes follow in batches. */
 export async function revokeConnections (connections: readonly GuardedConnection[], { reason }: Revocation): Promise<void> {
-  const by = now()
-  for (const connection of connections) endBy(connection, by, reason)
+  for (const connection of connections) endBy(connection, AT_ONCE, reason)
   await inBatches(connections, connection => { isOver(connection) })
 }
 
@@ -72,6 +71,7 @@ export function changePermissions (hub: Hub, userId: string, given: readonly str
     const { context } = connection
     const added = permissions.filter(name => !context.permissions.includes(name))
     const removed = context.permissions.filter(name => !permissions.includes(name))
+    connection.granted = { permissions, insteadOf: connection.granted?.insteadOf ?? context.permissions }
     replaceContext(connection, Object.freeze<AuthContext>({ ...context, permissions }), context.version + 1, () => {
       hub.audit.permissionsChanged(connection)
       if (connection.speaks) sendFrame(connection.socket, { type: 'permission_update', permissions, added, removed })

@@ -66,6 +66,8 @@ function awaitHandler (connection: GuardedConnection): void {
 export function flush (connection: GuardedConnection): void {
   while (connection.held !== null && !connection.isJudging) {
     const { held } = connection
+    // What is revoked in a crowd ends at once, and is closed in its turn.
+    if (isOver(connection)) return
     if (!isListening(connection)) {
       if (held.length === 0) break
       awaitHandler(connection)
@@ -94,12 +96,15 @@ export function release (connection: GuardedConnection): void {
   connection.socket.emitHeldClose(code, reason)
 }
 
+/** One whose peer has closed is in no index, where a revocation would find it. It ends here. */
+function isRevokedUnseen (connection: GuardedConnection): boolean {
+  if (connection.heldClose === null || !connection.route.hub.revocations.covers(connection.context)) return false
+  closeConnection(connection, 'Revoked')
+  return true
+}
+
 function judge (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
-  // One whose peer has closed is in no index, where a revocation would find it.
-  if (connection.heldClose !== null && connection.route.hub.revocations.covers(connection.context)) {
-    closeConnection(connection, 'Revoked')
-    return
-  }
+  if (isRevokedUnseen(connection)) return
   if (isStale(connection)) {
     judgeFresh(connection, data, isBinary)
     return
@@ -142,7 +147,7 @@ function judgeLater (connection: GuardedConnection, pending: Promise<unknown>, d
   connection.isJudging = true
   settleWithin<unknown>(pending, connection.route.hub.settings.handshakeTimeout, false, verdict => {
     connection.isJudging = false
-    if (connection.isOpen && !isOver(connection)) {
+    if (connection.isOpen && !isOver(connection) && !isRevokedUnseen(connection)) {
       // Reached for a context that is no longer the connection's: reached again.
       if (connection.context.version !== version) judge(connection, data, isBinary)
       else settle(connection, verdict, data, isBinary)

@@ -3,7 +3,7 @@
  * questions of time, and the wheel asks them together.
  */
 import type { AuthContext } from '../../types/context.js'
-import { fromEpoch, now } from './clock.js'
+import { AT_ONCE, fromEpoch, now } from './clock.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
@@ -40,7 +40,8 @@ export function endBy (connection: GuardedConnection, by: number, reason: string
   if (connection.revoked !== null && connection.revoked.by <= by) return false
   connection.revoked = { by, reason }
   connection.endsAt = sooner(connection.endsAt, by)
-  lookAt(connection)
+  // One that is over already is looked at in its turn, by whom it ended.
+  if (by !== AT_ONCE) lookAt(connection)
   return true
 }
 

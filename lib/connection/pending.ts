@@ -121,8 +121,9 @@ export class PendingSocket implements SocketOwner, Wheeled {
     const admitted = attempt(() => whenReady(hub.verifiers.verifyToken(this.#request, frame.token), outcome => isRefusal(outcome)
       ? outcome
       : whenReady(meets(outcome, this.#request), (holds): Maybe<AuthContext | Refusal> => holds ? takePlace(outcome) : 'FST_HYBRID_AUTH_FORBIDDEN')), failed)
-    settleWithin(admitted, hub.settings.handshakeTimeout, UNAVAILABLE, outcome => {
+    settleWithin<AuthContext | Refusal>(admitted, hub.settings.handshakeTimeout, UNAVAILABLE, given => {
       if (!this.#isPending) return
+      const outcome = hasLost(place) ? 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS' : given
       if (isRefusal(outcome)) {
         this.fail(ERRORS[outcome].close, outcome)
         return
@@ -138,6 +139,11 @@ export class PendingSocket implements SocketOwner, Wheeled {
     this.#route.hub.pending.delete(this)
     this.#stopCounting()
   }
+}
+
+/** It went to another before this one had it. */
+function hasLost (place: Place | null): boolean {
+  return place?.isEvicted === true
 }
 
 function ignore (): void {}

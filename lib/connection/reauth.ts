@@ -38,7 +38,11 @@ export function reauthenticate (connection: GuardedConnection, data: Buffer): vo
 /** Since it was verified, or all along: the credential that has to be replaced does not replace itself. */
 function isRevoked ({ context, revoked, route }: GuardedConnection, next: AuthContext): boolean {
   return route.hub.revocations.covers(next) ||
-    (revoked !== null && context.authType !== 'session' && next.authType !== 'session' && next.tokenId === context.tokenId)
+    (revoked !== null && isSameToken(context, next))
+}
+
+function isSameToken (a: AuthContext, b: AuthContext): boolean {
+  return a.authType !== 'session' && b.authType !== 'session' && a.tokenId === b.tokenId
 }
 
 function apply (connection: GuardedConnection, next: AuthContext, turn: number): void {
@@ -51,7 +55,9 @@ function apply (connection: GuardedConnection, next: AuthContext, turn: number):
   connection.refreshApplied = turn
   connection.failedRefreshes = 0
   connection.revoked = null
-  replaceContext(connection, next, connection.context.version + 1, () => {
+  const current = isSameToken(connection.context, next) ? withGranted(connection, next) : next
+  if (current === next) connection.granted = null
+  replaceContext(connection, current, connection.context.version + 1, () => {
     hub.audit.refreshed(connection)
     sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) })
   })
@@ -76,6 +82,16 @@ function refuse (connection: GuardedConnection, code: Refusal): void {
 export function hasSameIdentity (a: AuthContext, b: AuthContext): boolean {
   return a.issuer === b.issuer && a.userId === b.userId && a.tenantId === b.tenantId &&
     (a.authType === 'session') === (b.authType === 'session')
+}
+
+/** The same session, read again, does not undo what was set since; one that says something else does. */
+export function withGranted (connection: GuardedConnection, next: AuthContext): AuthContext {
+  const { granted } = connection
+  if (granted === null) return next
+  if (JSON.stringify(granted.insteadOf) === JSON.stringify(next.permissions)) return Object.freeze({ ...next, permissions: granted.permissions })
+  const current = isSameToken(connection.context, next) ? withGranted(connection, next) : next
+  if (current === next) connection.granted = null
+  return next
 }
 
 /**

@@ -9,7 +9,8 @@ import { closeConnection } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import type { LiveSessions, Settings } from './hub.js'
 import type { Registry } from './registry.js'
-import { hasSameIdentity, replaceContext } from './reauth.js'
+import { isOver } from './lifecycle.js'
+import { hasSameIdentity, replaceContext, withGranted } from './reauth.js'
 
 export interface SessionWatchSettings {
   /** In milliseconds, as `maxStale`. */
@@ -79,7 +80,7 @@ export class SessionWatch {
 
   #apply (connection: GuardedConnection, outcome: VerifiedSession | Refusal): void {
     // What an earlier one's listener has closed is not brought back.
-    if (!connection.isOpen) return
+    if (!connection.isOpen || isOver(connection)) return
     const time = now()
     connection.readAt = time
     if (outcome === UNAVAILABLE) this.#serveOrClose(connection, time)
@@ -115,7 +116,7 @@ export class SessionWatch {
 /** A new version where the user changed; the same one with its new end where only that did. */
 function update (connection: GuardedConnection, session: VerifiedSession): void {
   const { context } = connection
-  const next = sessionContext(session, 'fallbackFrom' in context ? context.fallbackFrom : undefined)
+  const next = withGranted(connection, sessionContext(session, 'fallbackFrom' in context ? context.fallbackFrom : undefined))
   if (!hasSameIdentity(context, next)) {
     connection.route.hub.audit.identityChanged(connection)
     closeConnection(connection, 'IdentityChanged')

@@ -9,11 +9,6 @@ export interface Bearer {
   readonly via: 'header' | 'subprotocol' | 'query'
 }
 
-/** A ticket stands for a credential that was shown before. */
-export interface PresentedTicket {
-  readonly ticket: string
-}
-
 const MALFORMED: Refusal = 'FST_HYBRID_AUTH_MALFORMED_REQUEST'
 const SCHEME = 'bearer'
 /** What parts a scheme from its value, words, and the members of a list. */
@@ -21,7 +16,7 @@ const SEPARATORS = [' ', '\t', ',']
 
 export function createCredentialFinder ({ query, subprotocol, ticket }: ParsedOptions['credentials']) {
   /** null: nothing but cookies, if that, is in this request. */
-  return function findCredential (request: FastifyRequest): Bearer | PresentedTicket | null | Refusal {
+  return function findCredential (request: FastifyRequest): Bearer | { readonly ticket: string } | null | Refusal {
     const fromHeader = readAuthorization(request)
     if (typeof fromHeader === 'string') return fromHeader
     const fromOffer = request.ws ? bearerOffered(request, subprotocol) : null

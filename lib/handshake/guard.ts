@@ -38,6 +38,7 @@ const SAFE_METHODS = new Set(['GET', 'HEAD', 'OPTIONS', 'TRACE'])
 export function createGuards (options: ParsedOptions, { chain, hub, audit, report }: GuardParts) {
   const findCredential = createCredentialFinder(options.credentials)
   const isAllowedOrigin = createOriginCheck(options.origins)
+  const isOwnOrigin = createOriginCheck(undefined)
   const refuse = createRefuser(options)
 
   /**
@@ -111,10 +112,11 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     if (request.ws && origin !== undefined && !isSameOrAllowed(request)) return 'FST_HYBRID_AUTH_ORIGIN_REFUSED'
     const found = findCredential(request)
     if (options.credentials.query) dropParameter(request, 'token')
+    if (options.credentials.ticket && request.ws) dropParameter(request, 'ticket')
     if (isRefusal(found)) return found
-    const isTicket = found !== null && 'ticket' in found
-    if (isTicket) dropParameter(request, 'ticket')
-    const presented = isTicket ? { bearer: null, ticket: found.ticket } : { bearer: found }
+    const presented = found !== null && 'ticket' in found
+      ? { bearer: null, ticket: { ...found, isFrom: (asked: string | null) => asked === null ? origin === undefined || isOwn(request, origin) : asked === origin } }
+      : { bearer: found }
     return chain.authenticate(request, { ...presented, mayUseCookie: () => mayUseCookie(request) })
   }
 
@@ -126,6 +128,12 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     const { origin } = request.headers
     const { protocol = 'http', host = '' } = networkOf(request)
     return origin !== undefined && isAllowedOrigin(origin, protocol, host)
+  }
+
+  /** A page's own `GET` carries no Origin, and its socket does: the server's. */
+  function isOwn (request: FastifyRequest, origin: string): boolean {
+    const { protocol = 'http', host = '' } = networkOf(request)
+    return isOwnOrigin(origin, protocol, host)
   }
 }
 

@@ -2,7 +2,7 @@
 import type { AuthContext } from '../../types/context.js'
 import type { Cluster, Lease } from '../cluster/cluster.js'
 import type { Refusal } from '../errors.js'
-import { whenReady, type Maybe } from '../maybe.js'
+import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedOptions } from '../options.js'
 import type { Network } from '../request.js'
 import { addressKey } from './address.js'
@@ -66,17 +66,23 @@ export class ConnectionLimits {
     if (tenantId !== null) add(`tenant:${tenantId}`, perTenant)
     if (keys.length === 0) return null
 
-    const place = new Place({ id: `${this.#nodeId}:${++this.#made}`, keys }, this)
+    const place = new Place({ id: `${this.#nodeId}:${++this.#made}`, keys, at: Date.now() }, this)
     // Before the answer: an eviction of it may overtake that.
     this.#taken.set(place.lease.id, place)
-    return whenReady(this.#cluster.acquire(place.lease, limits, policy === 'evict-oldest'), evicted => {
+    if (net?.destroyed === true) place.release()
+    else net?.once?.('close', () => { place.release() })
+    const failed = (error: unknown): never => {
+      place.release()
+      throw error
+    }
+    return whenReady(attempt(() => this.#cluster.acquire(place.lease, limits, policy === 'evict-oldest'), failed), evicted => {
       if (evicted === null) {
         this.#taken.delete(place.lease.id)
         return REFUSED
       }
       if (evicted.length > 0) this.#evict(evicted)
-      if (net?.destroyed === true) place.release()
-      else net?.once?.('close', () => { place.release() })
+      // Whoever it was for has gone meanwhile.
+      if (!this.#taken.has(place.lease.id)) this.#cluster.release(place.lease)
       return place
     })
   }
@@ -92,5 +98,9 @@ export class ConnectionLimits {
     place.isEvicted = true
     place.onEvicted?.()
     return true
+  }
+
+  * leases (): Generator<Lease> {
+    for (const { lease } of this.#taken.values()) yield lease
   }
 }

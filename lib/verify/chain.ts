@@ -5,15 +5,15 @@ import { isRefusal, type Refusal } from '../errors.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedOptions } from '../options.js'
 import type { Revocations } from '../cluster/revocations.js'
-import { jwtContext, renewed, revokedAs, sessionContext } from './context.js'
+import { jwtContext, revokedAs, sessionContext } from './context.js'
 import { createJwtVerifier } from './jwt.js'
-import { takeTicket, type TicketStore } from './ticket.js'
+import { takeTicket, type PresentedTicket, type TicketStore } from './ticket.js'
 import { createSessionVerifier, type SessionVerifier, type VerifiedSession } from './session.js'
 
 /** What a caller knows of the request that this folder does not. */
 export interface Presented {
   readonly bearer: { readonly token: string, readonly via: Via } | null
-  readonly ticket?: string
+  readonly ticket?: PresentedTicket
   /** Asked before a session is read. */
   readonly mayUseCookie: () => boolean
 }
@@ -36,7 +36,7 @@ export type Chain = Awaited<ReturnType<typeof createChain>>
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION, FST_HYBRID_AUTH_MISSING_DEPENDENCY */
 export async function createChain (options: ParsedOptions, { report, onBadIdentity, revocations, tickets }: ChainParts) {
-  const verifyJwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt, () => { onBadIdentity('jwt.user') })
+  const jwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt, () => { onBadIdentity('jwt.user') })
   const sessions = options.session === undefined ? null : await createSessionVerifier(options.session, () => { onBadIdentity('session.user') })
 
   /** Who the request comes from. Neither throws nor rejects. */
@@ -52,8 +52,8 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   }
 
   function tryJwt (request: FastifyRequest, { token, via }: NonNullable<Presented['bearer']>): Maybe<AuthContext | Refusal> {
-    if (verifyJwt === null) return 'FST_HYBRID_AUTH_INVALID_TOKEN'
-    return closed(request, 'jwt', () => whenReady(verifyJwt(token), outcome =>
+    if (jwt === null) return 'FST_HYBRID_AUTH_INVALID_TOKEN'
+    return closed(request, 'jwt', () => whenReady(jwt.verify(token), outcome =>
       isRefusal(outcome) ? outcome : unlessRevoked(jwtContext(outcome, via))))
   }
 
@@ -64,14 +64,19 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
     return revocations.covers(context) ? revokedAs(context) : context
   }
 
-  /** It dies with the credential that it was issued for. */
-  function tryTicket (request: FastifyRequest, ticket: string): Maybe<AuthContext | Refusal> {
-    return closed(request, 'ticket', () => whenReady(takeTicket(tickets, request, ticket), context => {
-      if (isRefusal(context)) return context
-      if (context.authType !== 'session') return verifyJwt === null ? INVALID_TICKET : unlessRevoked(context)
-      if (sessions === null) return INVALID_TICKET
-      return whenReady(sessions.reread(request, context.sessionId), session =>
-        isRefusal(session) ? INVALID_TICKET : unlessRevoked(renewed(sessionContext(session), 'ticket')))
+  /** It is worth what its credential is worth here and now. */
+  function tryTicket (request: FastifyRequest, presented: PresentedTicket): Maybe<AuthContext | Refusal> {
+    return closed(request, 'ticket', () => whenReady(takeTicket(tickets, presented), kept => {
+      if (isRefusal(kept)) return kept
+      const again: Maybe<AuthContext | Refusal> = kept.authType === 'session'
+        ? whenReady(sessions?.reread(request, kept.sessionId) ?? INVALID_TICKET, session =>
+          isRefusal(session) ? INVALID_TICKET : sessionContext(session, undefined, 'ticket'))
+        : whenReady(jwt?.recheck(kept) ?? INVALID_TICKET, token => isRefusal(token) ? INVALID_TICKET : jwtContext(token, 'ticket'))
+      return whenReady(again, context => {
+        if (isRefusal(context)) return context
+        const isSame = context.userId === kept.userId && context.tenantId === kept.tenantId
+        return isSame ? unlessRevoked(context) : INVALID_TICKET
+      })
     }))
   }
 

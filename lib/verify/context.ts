@@ -14,10 +14,10 @@ export function jwtContext ({ identity, claims, tokenId, expiresAt }: VerifiedTo
   })
 }
 
-export function sessionContext ({ identity, sessionId, expiresAt }: VerifiedSession, fallbackFrom?: AuthErrorCode): AuthContext {
+export function sessionContext ({ identity, sessionId, expiresAt }: VerifiedSession, fallbackFrom?: AuthErrorCode, via: Via = 'cookie'): AuthContext {
   const { userId, role, permissions, tenantId, user } = identity
   return Object.freeze({
-    authType: 'session', userId, role, permissions, tenantId, user, via: 'cookie', issuer: null,
+    authType: 'session', userId, role, permissions, tenantId, user, via, issuer: null,
     authenticatedAt: Date.now(), expiresAt, version: FIRST_VERSION, sessionId,
     ...(fallbackFrom !== undefined && { fallbackFrom })
   })
@@ -26,11 +26,6 @@ export function sessionContext ({ identity, sessionId, expiresAt }: VerifiedSess
 /** What the holder of a revoked credential is told. */
 export function revokedAs ({ authType }: AuthContext): AuthErrorCode {
   return authType === 'session' ? 'FST_HYBRID_AUTH_REVOKED_SESSION' : 'FST_HYBRID_AUTH_REVOKED_TOKEN'
-}
-
-/** The same credential in another request. */
-export function renewed (context: AuthContext, via: Via): AuthContext {
-  return Object.freeze({ ...context, via, authenticatedAt: Date.now(), version: FIRST_VERSION })
 }
 
 /** The same, as a later version of a connection's context. */

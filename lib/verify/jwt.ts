@@ -46,14 +46,27 @@ export function createJwtVerifier (options: ParsedJwtOptions, onBadIdentity: () 
   const successes = new GenerationCache<Success>(CACHE_ENTRIES, CACHE_BYTES)
   const mapUser = options.user
 
+  return { verify: verifyJwt, recheck }
+
   /** A refusal, or what the token proves. @throws, or rejects with, what a key function or mapper throws */
-  return function verifyJwt (token: string): Maybe<VerifiedToken | Refusal> {
+  function verifyJwt (token: string): Maybe<VerifiedToken | Refusal> {
     const known = successes.get(token)
     if (known === undefined) return verifyAnew(token)
     const valid = within(known)
     if (isRefusal(valid) || Date.now() >= known.keepUntil) successes.delete(token)
     if (isRefusal(valid)) return valid
     return Date.now() >= known.keepUntil ? verifyAnew(token) : identify(known)
+  }
+
+  /** What claims are worth now that a token had which was verified before. @throws as {@link verifyJwt} */
+  function recheck ({ claims, tokenId }: { readonly claims: object, readonly tokenId: string }): Maybe<VerifiedToken | Refusal> {
+    const plain = freezeParsed(claims)
+    const validity = checkClaims(plain, options.typ)
+    return isRefusal(validity) ? validity : identify({ ...validity, claims: plain, tokenId, identity: identityOf(plain), keepUntil: 0 })
+  }
+
+  function identityOf (claims: PlainObject): CheckedIdentity | null {
+    return mapUser === undefined ? identityFromClaims(claims) : null
   }
 
   function verifyAnew (token: string): Maybe<VerifiedToken | Refusal> {
@@ -74,7 +87,7 @@ export function createJwtVerifier (options: ParsedJwtOptions, onBadIdentity: () 
     if (claims === null) return INVALID
     const validity = checkClaims(claims, header.typ)
     if (isRefusal(validity)) return validity
-    const identity = mapUser === undefined ? identityFromClaims(claims) : null
+    const identity = identityOf(claims)
     if (identity === null && mapUser === undefined) return INVALID
     const tokenId = typeof claims.jti === 'string' ? claims.jti : tokenHash(headerSegment, payloadSegment)
     // Written out: spreading one member more costs a tenth of a verification.

@@ -29,6 +29,11 @@ export function loadById (store: SessionStore, sessionId: string): Maybe<LoadedS
     isStored(session) ? { sessionId, session, expires: session.cookie.expires } : null)
 }
 
+/** Whether there is such a session. @throws, or rejects with, what the store throws */
+export function holds (store: SessionStore, sessionId: string): Maybe<boolean> {
+  return whenReady(readStore(store, sessionId), isStored)
+}
+
 /**
  * When the session now ends; null for one that does not roll.
  * @throws FST_HYBRID_AUTH_MISSING_DEPENDENCY for a store that cannot extend

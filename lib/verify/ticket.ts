@@ -5,11 +5,10 @@ import * as v from 'valibot'
 import type { TicketOptions } from '../../types/cluster.js'
 import type { AuthContext } from '../../types/context.js'
 import type { Cluster } from '../cluster/cluster.js'
-import { authError, type Refusal } from '../errors.js'
-import { whenReady, type Maybe } from '../maybe.js'
-import { contextOf, networkOf } from '../request.js'
+import { authError, isCoded, type Refusal } from '../errors.js'
+import { attempt, whenReady, type Maybe } from '../maybe.js'
+import { contextOf } from '../request.js'
 import { parse, within } from '../schema.js'
-import { renewed } from './context.js'
 import { freezeParsed } from './plain.js'
 
 export type TicketStore = Pick<Cluster, 'putTicket' | 'takeTicket'>
@@ -20,68 +19,74 @@ const BYTES = 32
 
 const options = v.strictObject({ ttl: v.optional(within(1000, 300_000, 'milliseconds'), 30_000) }, 'must be an object')
 
-/** What a node of this cluster has left; everything of a context that a later check reads. */
-const nullableText = v.nullable(v.string())
-const base = {
-  userId: v.string(),
-  role: nullableText,
-  permissions: v.array(v.string()),
-  tenantId: nullableText,
-  user: v.looseObject({ userId: v.string() }),
-  via: v.picklist(['header', 'subprotocol', 'ticket', 'query', 'cookie', 'message']),
-  issuer: nullableText,
-  authenticatedAt: v.number(),
-  expiresAt: v.nullable(v.number()),
-  version: v.number()
-}
+/** What names the credential again, and who it named. The rest is found out anew. */
+const text = v.string()
+const who = { userId: text, tenantId: v.nullable(text) }
 const kept = v.strictObject({
   /** Where the page that asked for it came from; null: the request did not say. */
-  origin: nullableText,
-  context: v.variant('authType', [
-    v.strictObject({ ...base, authType: v.literal('jwt'), claims: v.looseObject({}), tokenId: v.string() }),
-    v.looseObject({ ...base, authType: v.literal('session'), sessionId: v.string() })
+  origin: v.nullable(text),
+  credential: v.variant('authType', [
+    v.strictObject({ ...who, authType: v.literal('jwt'), claims: v.looseObject({}), tokenId: text, expiresAt: v.nullable(v.number()) }),
+    v.strictObject({ ...who, authType: v.literal('session'), sessionId: text })
   ])
 })
+
+/** The credential that a ticket stands for. */
+export type KeptCredential = v.InferOutput<typeof kept>['credential']
+
+/** As it was presented. */
+export interface PresentedTicket {
+  readonly ticket: string
+  /** Whether the upgrade comes from where the ticket was asked for; null: from a request without Origin. */
+  readonly isFrom: (origin: string | null) => boolean
+}
 
 /**
  * @throws FST_HYBRID_AUTH_NOT_AUTHENTICATED, FST_HYBRID_AUTH_INVALID_OPTION; rejects with FST_HYBRID_AUTH_UNAVAILABLE
  * where it cannot be kept
  */
-export async function issueTicket (store: TicketStore, request: FastifyRequest, given: TicketOptions | undefined): Promise<string> {
+export async function issueTicket (store: TicketStore, request: FastifyRequest, given: TicketOptions | undefined, timeout: number): Promise<string> {
   const context = contextOf(request)
   if (context === null) throw authError('FST_HYBRID_AUTH_NOT_AUTHENTICATED')
   const { ttl } = parse(options, given ?? {}, 'options')
   const ticket = randomBytes(BYTES).toString('base64url')
   const left = Math.max(1, Math.min(ttl, (context.expiresAt ?? Infinity) - Date.now()))
-  await store.putTicket(keyOf(ticket), JSON.stringify({ origin: request.headers.origin ?? null, context }), left)
+  const put = attempt(() => store.putTicket(keyOf(ticket), JSON.stringify({ origin: request.headers.origin ?? null, credential: credentialOf(context) }), left),
+    // What a store says is nobody's business.
+    (error: unknown) => { throw isCoded(error) ? error : authError('FST_HYBRID_AUTH_UNAVAILABLE') })
+  if (await Promise.race([put, late(timeout)]) === LATE) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
   return ticket
 }
 
 /**
- * Whose ticket it was. It is gone with the first who asks, whatever comes of it.
+ * The credential that it stands for. It is gone with the first who asks, whatever comes of it.
  * @throws, or rejects with, what the store throws
  */
-export function takeTicket (store: TicketStore, request: FastifyRequest, ticket: string): Maybe<AuthContext | Refusal> {
+export function takeTicket (store: TicketStore, { ticket, isFrom }: PresentedTicket): Maybe<KeptCredential | Refusal> {
   if (!FORM.test(ticket)) return INVALID
   return whenReady(store.takeTicket(keyOf(ticket)), value => {
     const found = value === null ? null : read(value)
-    if (found === null || !isSameOrigin(found.origin, request)) return INVALID
-    const { expiresAt } = found.context
-    return expiresAt !== null && expiresAt <= Date.now() ? INVALID : renewed(found.context, 'ticket')
+    return found === null || !isFrom(found.origin) ? INVALID : found.credential
   })
 }
 
-function read (value: string): { origin: string | null, context: AuthContext } | null {
-  const parsed: unknown = JSON.parse(value)
-  const result = v.safeParse(kept, typeof parsed === 'object' && parsed !== null ? freezeParsed(parsed) : parsed)
-  return result.success ? result.output : null
+function credentialOf (context: AuthContext): KeptCredential {
+  const { userId, tenantId } = context
+  if (context.authType === 'session') return { authType: 'session', userId, tenantId, sessionId: context.sessionId }
+  return { authType: 'jwt', userId, tenantId, claims: { ...context.claims }, tokenId: context.tokenId, expiresAt: context.expiresAt }
 }
 
-/** A page's own `GET` carries no Origin, and its socket does: the server's. */
-function isSameOrigin (issuedTo: string | null, request: FastifyRequest): boolean {
-  const { origin } = request.headers
-  const { protocol, host } = networkOf(request)
-  return issuedTo === null ? origin === undefined || origin === `${protocol}://${host}` : origin === issuedTo
+function read (value: string): v.InferOutput<typeof kept> | null {
+  const result = v.safeParse(kept, JSON.parse(value))
+  if (!result.success) return null
+  freezeParsed(result.output)
+  return result.output
+}
+
+const LATE = Symbol('late')
+
+function late (ms: number): Promise<typeof LATE> {
+  return new Promise(resolve => { setTimeout(resolve, ms, LATE).unref() })
 }
 
 /** The ticket itself is kept nowhere. */
