@@ -4,9 +4,9 @@
 export function commands (origin, logins) {
   const [alice, root] = logins.map(({ username, password }) => JSON.stringify({ username, password }))
   const live = `${origin.replace('http', 'ws')}/live`
-  const token = login => `$(curl -s ${origin}/token ${json(login)} | node -p 'JSON.parse(fs.readFileSync(0)).access_token')`
+  const token = login => tokenFor(origin, login)
 
-  return [
+  return script([
     ['A token, as in RFC 6749, section 5.1',
       `curl -s -w '\\n' ${origin}/token ${json(alice)}`,
       `TOKEN=${token(alice)}`],
@@ -33,17 +33,30 @@ export function commands (origin, logins) {
       node(`"${live}"`)],
     ['A bad token as browsers send it: closed with 4001, which a page can read',
       node(`"${live}", ["hybrid-auth.v1", "bearer.wrong"]`)]
-  ].map(([title, ...lines]) => [`# ${title}`, ...lines, ''].join('\n')).join('\n')
+  ])
 }
 
-const json = body => `-H 'content-type: application/json' -d '${body}'`
+/** Each command with its title before it. */
+export const script = parts => parts.map(([title, ...lines]) => [`# ${title}`, ...lines, ''].join('\n')).join('\n')
+
+export const json = body => `-H 'content-type: application/json' -d '${body}'`
+
+export const tokenFor = (origin, login) => `$(curl -s ${origin}/token ${json(login)} | ${member('access_token')})`
+
+/** Of the JSON that comes in. */
+export const member = name => `node -p 'JSON.parse(fs.readFileSync(0)).${name}'`
 
 /** Prints what the server sends, says one thing, and leaves when it comes back. */
-function node (target) {
+export const node = target => client(target, 'console.log(String(data)); String(data) === "ping" ? socket.close() : socket.send("ping")')
+
+/** Prints what the server sends, until that closes the socket. */
+export const listener = target => client(target, 'console.log(String(data))')
+
+function client (target, onMessage) {
   const script = [
     'import WebSocket from "ws"',
     `const socket = new WebSocket(${target})`,
-    'socket.on("message", data => { console.log(String(data)); String(data) === "ping" ? socket.close() : socket.send("ping") })',
+    `socket.on("message", data => { ${onMessage} })`,
     'socket.on("close", (code, reason) => console.log(code, String(reason)))',
     'socket.on("error", error => console.log(error.message))'
   ].join('; ')

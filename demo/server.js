@@ -1,5 +1,5 @@
 /** The demo: one guarded WebSocket route, the same guard on HTTP, and a page to try both. Run it with `npm start`. */
-import { randomBytes, randomUUID } from 'node:crypto'
+import { hkdfSync, randomBytes, randomUUID } from 'node:crypto'
 import { realpathSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import cookie from '@fastify/cookie'
@@ -11,7 +11,7 @@ import hybridAuth from 'fastify-hybrid-auth'
 import { commands } from './commands.js'
 import { createUsers } from './users.js'
 
-const HOST = '127.0.0.1'
+export const HOST = '127.0.0.1'
 const ISSUER = 'fastify-hybrid-auth-demo'
 const TOKEN_LIFETIME = 300
 const SESSION_LIFETIME = 30 * 60
@@ -25,6 +25,13 @@ const CREDENTIALS = {
     username: { type: 'string', minLength: 1, maxLength: 64 },
     password: { type: 'string', minLength: 1, maxLength: 128 }
   }
+}
+
+const WHOM = {
+  type: 'object',
+  required: ['userId'],
+  additionalProperties: false,
+  properties: { userId: { type: 'string', minLength: 1, maxLength: 64 } }
 }
 
 const PAGE_HEADERS = {
@@ -49,19 +56,24 @@ const FILES = [
   ['/protocol.js', 'text/javascript; charset=utf-8', new URL(import.meta.resolve('fastify-hybrid-auth/protocol'))]
 ]
 
+/** One of several secrets that are made of one, so that processes which share that share all. */
+export const derive = (secret, name) => Buffer.from(hkdfSync('sha256', secret, '', name, 32))
+
 /**
  * The application, not listening yet, and what to type into its login form.
  * @param options.audit receives every decision of the guard
+ * @param options.secret, options.store, options.cluster what several processes have in common: see node.js
  */
-export async function buildDemo ({ audit } = {}) {
-  const users = await createUsers()
-  const key = randomBytes(32)
+export async function buildDemo ({ audit, secret = randomBytes(32), store, cluster } = {}) {
+  const users = await createUsers(name => derive(secret, `the password of ${name}`))
+  const key = derive(secret, 'tokens')
   const sign = createSigner({ key, algorithm: 'HS256', expiresIn: TOKEN_LIFETIME * 1000, iss: ISSUER, aud: ISSUER })
 
   const app = Fastify({ bodyLimit: 1024, logger: { level: 'warn' } })
   await app.register(cookie)
   await app.register(session, {
-    secret: randomBytes(32).toString('hex'),
+    secret: derive(secret, 'sessions').toString('hex'),
+    store,
     cookieName: COOKIE,
     cookie: { secure: false, sameSite: 'lax', httpOnly: true, path: '/', maxAge: SESSION_LIFETIME * 1000 },
     saveUninitialized: false
@@ -70,11 +82,13 @@ export async function buildDemo ({ audit } = {}) {
   await app.register(hybridAuth, {
     jwt: { key, algorithms: ['HS256'], issuer: ISSUER, audience: ISSUER },
     session: { user: session => session.user ?? null },
+    cluster,
     audit
   })
 
   await addPage(app)
   addLogin(app, users, sign)
+  addControl(app)
 
   app.get('/live', { websocket: true }, (socket, request) => {
     socket.send(JSON.stringify({ type: 'hello', auth: describe(request.auth) }))
@@ -107,7 +121,8 @@ function addLogin (app, users, sign) {
     }
     // A new id: one that was planted before the login must not become the session.
     await request.session.regenerate()
-    request.session.user = user
+    // Tells the session from an older one where /revoke ends those.
+    request.session.user = { ...user, issuedAt: Date.now() }
     return { user }
   })
 
@@ -123,6 +138,19 @@ function addLogin (app, users, sign) {
   })
 }
 
+function addControl (app) {
+  // What the user has by now; the next login is good again.
+  app.post('/revoke', { auth: { role: 'admin' }, schema: { body: WHOM } }, async request =>
+    app.hybridAuth.revoke({ userId: request.body.userId, issuedBefore: Date.now() }, { reason: `by ${request.auth.userId}` }))
+
+  app.post('/ticket', { auth: true }, async (request, reply) => {
+    reply.header('cache-control', 'no-store')
+    return { ticket: await app.hybridAuth.issueTicket(request) }
+  })
+
+  app.get('/status', { auth: { role: 'admin' } }, async () => ({ ...app.hybridAuth.status(), sockets: app.hybridAuth.count() }))
+}
+
 async function addPage (app) {
   for (const [path, type, file] of FILES) {
     const body = await readFile(file)
@@ -136,7 +164,7 @@ function describe ({ authType, via, userId, role, permissions, tenantId, issuer,
 }
 
 async function start () {
-  const { app, logins } = await buildDemo({ audit: printDecision })
+  const { app, logins } = await buildDemo({ audit: event => { printDecision(event) } })
   for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => app.close())
   try {
     await app.listen({ host: HOST, port: Number(process.env.PORT || 3000) })
@@ -152,9 +180,11 @@ async function start () {
   console.log('# Ctrl+C stops the server. What it decides from now on:\n')
 }
 
-function printDecision ({ type, time, route, websocket, code, userId, authType, via }) {
+/** @param name of the process, where there are several */
+export function printDecision ({ type, time, route, websocket, code, closeCode, userId, authType, via }, name) {
+  const where = route === undefined ? [] : [websocket ? 'socket' : 'http', route]
   const who = userId === undefined ? [] : [userId, authType, `via ${via}`]
-  console.log([new Date(time).toLocaleTimeString('en-GB'), type, websocket ? 'socket' : 'http', route, ...who, code ?? ''].join('  ').trimEnd())
+  console.log([new Date(time).toLocaleTimeString('en-GB'), name, type, ...where, ...who, code ?? closeCode].filter(Boolean).join('  '))
 }
 
 if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === import.meta.filename) await start()

@@ -13,9 +13,10 @@ const PEOPLE = [
   { userId: 'root', role: 'admin', permissions: ['property:read', 'property:write'] }
 ]
 
-export async function createUsers () {
+/** @param secretOf random bytes for the name of a user */
+export async function createUsers (secretOf) {
   /** What to type into the login form: only ever printed on the terminal. */
-  const logins = PEOPLE.map(({ userId, role }) => ({ username: userId, password: randomBytes(5).toString('hex'), role }))
+  const logins = PEOPLE.map(({ userId, role }) => ({ username: userId, password: secretOf(userId).toString('hex', 0, 5), role }))
   const records = new Map(await Promise.all(PEOPLE.map(async (identity, i) =>
     [identity.userId, { identity, ...await hash(logins[i].password) }])))
   const nobody = { identity: null, salt: randomBytes(16), hash: randomBytes(HASH_LENGTH) }

@@ -1,8 +1,9 @@
 /** The clients, in a process of their own, on raw sockets. */
-import { once } from 'node:events'
+import { EventEmitter, once } from 'node:events'
 import { randomBytes } from 'node:crypto'
 import { connect } from 'node:net'
 import { answerRequests } from '../ipc.js'
+import { sharedNow } from '../probe.js'
 import { createIssuer } from '../tokens.js'
 
 // A closed connection blocks its pair of ports for a minute. Only Linux has all of 127.0.0.0/8 on its loopback.
@@ -15,16 +16,20 @@ const HEADER_LENGTH = 2
 
 const all = new Set()
 let opened = 0
+/** Close frames that nobody asked for yet. */
+let closes = []
+const seen = new EventEmitter()
 
 answerRequests({
   /**
    * Opens `count` sockets.
    * @param isShared one token for all of them
-   * @param users over which the tokens are dealt; they end at `exp`
+   * @param users over which the tokens are dealt, from the `first` on; they end at `exp`
+   * @param claims of every token
    */
-  async open ({ secret, count, isShared, users = 1, exp, ...where }) {
+  async open ({ secret, count, isShared, users = 1, first = 0, exp, claims, ...where }) {
     const issue = createIssuer('HS256', secret)
-    const claimsOf = index => ({ sub: userId(index % users), ...(exp !== undefined && { exp }) })
+    const claimsOf = index => ({ sub: userId(first + index % users), ...(exp !== undefined && { exp }), ...claims })
     const shared = isShared ? issue(claimsOf(0)) : null
     const tokens = Array.from({ length: count }, (_, index) => shared ?? issue(claimsOf(index)))
     await Promise.all(Array.from({ length: CONCURRENCY }, async () => {
@@ -35,6 +40,14 @@ answerRequests({
     const closed = [...all].map(socket => once(socket, 'close'))
     for (const socket of all) socket.destroy()
     await Promise.all(closed)
+  },
+  /** When the next `count` close frames came, by the shared clock, and the codes in them. */
+  async closes ({ count }) {
+    while (closes.length < count) await once(seen, 'close')
+    const taken = closes
+    closes = []
+    const times = taken.map(({ at }) => at)
+    return { count: taken.length, first: Math.min(...times), last: Math.max(...times), codes: [...new Set(taken.map(({ code }) => code))] }
   },
   /** Every open socket on `path` sends `rounds` times `pipelined` frames in one piece, each when the last was echoed. */
   async echo ({ port, path, rounds, pipelined }) {
@@ -77,7 +90,10 @@ function open ({ port, path }, token) {
 
 /** As every client does; the server then ends the connection. */
 function answerClose (chunk) {
-  if (chunk[0] === CLOSE) this.write(maskedFrame(chunk.subarray(HEADER_LENGTH), CLOSE))
+  if (chunk[0] !== CLOSE) return
+  closes.push({ at: sharedNow(), code: chunk.readUInt16BE(HEADER_LENGTH) })
+  seen.emit('close')
+  this.write(maskedFrame(chunk.subarray(HEADER_LENGTH), CLOSE))
 }
 
 function exchange (socket, piece, echoed, rounds) {

@@ -1,14 +1,13 @@
 /** The server under measurement, with one application or several. */
 import { setImmediate, setTimeout } from 'node:timers/promises'
 import { answerRequests } from '../ipc.js'
+import { startProbe, timeFinds } from '../probe.js'
 import { median } from '../statistics.js'
 import { createApp } from './apps.js'
 
 // In milliseconds: how long the loop is watched before a storm, and from how long before it that no longer counts.
 const CALM = 1000
 const MARGIN = 50
-const FINDS = 1000
-const FIND_ROUNDS = 21
 
 const apps = {}
 /** Of sockets. */
@@ -45,15 +44,7 @@ answerRequests({
   /** Microseconds to find the sockets of one user. */
   async find ({ open, userIds, each }) {
     await haveOpen(open)
-    const { hybridAuth } = apps.ours
-    const rounds = Array.from({ length: FIND_ROUNDS }, () => {
-      const start = process.hrtime.bigint()
-      for (let i = 0; i < FINDS; i++) {
-        const found = hybridAuth.connections({ userId: userIds[i % userIds.length] })
-        if (found.length !== each) throw new Error(`found ${found.length}`)
-      }
-      return Number(process.hrtime.bigint() - start) / 1000 / FINDS
-    })
+    const rounds = timeFinds(apps.ours.hybridAuth, userIds, each)
     return { micros: median(rounds), rounds }
   },
   /**
@@ -89,29 +80,6 @@ function echo (data, isBinary) {
 
 function openNow () {
   return count.opened - count.closed
-}
-
-/**
- * Turns the loop every millisecond. What is returned stops that, and tells by how many milliseconds a turn came too late
- * at most: by the clock, and by what of it this process used. The rest went to other processes.
- */
-function startProbe () {
-  const longest = { stall: 0, busy: 0 }
-  let last = performance.now()
-  let used = process.cpuUsage()
-  const timer = setInterval(() => {
-    const now = performance.now()
-    const { user, system } = process.cpuUsage(used)
-    const late = now - last - 1
-    longest.stall = Math.max(longest.stall, late)
-    longest.busy = Math.max(longest.busy, Math.min(late, (user + system) / 1000))
-    last = now
-    used = process.cpuUsage()
-  }, 1)
-  return () => {
-    clearInterval(timer)
-    return longest
-  }
 }
 
 async function haveOpen (wanted) {

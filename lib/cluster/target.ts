@@ -60,9 +60,9 @@ const SKEW = 60_000
 const MIN_RETENTION = 3_600_000
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the member */
-export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOptions | undefined, known: Revocations, { retention, clockTolerance }: RevokeSettings): { revocation: Revocation, dryRun: boolean } {
+export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOptions = {}, known: Revocations, { retention, clockTolerance }: RevokeSettings): { revocation: Revocation, dryRun: boolean } {
   const { issuedBefore, ...aim } = aimOf(narrowed(parse(target, givenTarget, 'target')))
-  const { reason, mode, expiresAt, dryRun } = parse(options, givenOptions === undefined ? {} : givenOptions, 'options')
+  const { reason, mode, expiresAt, dryRun } = parse(options, givenOptions, 'options')
   const at = Date.now()
   const reauthWithin = mode === 'now' ? 0 : mode.reauthWithin
   // Who is asked for another credential must be able to bring one.
@@ -90,9 +90,9 @@ export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOpti
 const disconnecting = v.strictObject({ code: v.optional(v.union([v.string(), v.number()], 'must be a name or a code'), 'Revoked'), reason: v.optional(v.string('must be a text')) }, 'must be an object')
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION on what no node would understand */
-export function parseDisconnect (given: ConnectionFilter, givenOptions: DisconnectOptions | undefined) {
+export function parseDisconnect (given: ConnectionFilter, givenOptions: DisconnectOptions = {}) {
   checkFilter(given)
-  const { code, reason } = parse(disconnecting, givenOptions === undefined ? {} : givenOptions, '')
+  const { code, reason } = parse(disconnecting, givenOptions, '')
   checkClose(code, reason)
   return { filter: parse(filter, given, 'filter'), code, ...(reason !== undefined && { reason }) }
 }

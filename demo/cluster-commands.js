@@ -1,0 +1,46 @@
+/** What to paste into bash, in the checkout, to see what one node does reach the sockets of the other. */
+import { json, listener, member, node, script, tokenFor } from './commands.js'
+
+/** One bash script; each command can also be pasted by itself, in this order. */
+export function clusterCommands ([first, second], logins) {
+  const [alice, root] = logins.map(({ username, password }) => JSON.stringify({ username, password }))
+  const live = `${second.replace('http', 'ws')}/live`
+  const byToken = `"${live}", { headers: { authorization: "Bearer " + process.env.TOKEN } }`
+  const byCookie = `"${live}", { origin: "${second}", headers: { cookie: process.env.COOKIE } }`
+  const byTicket = `"${live}?ticket=" + process.env.TICKET`
+  const revoke = `curl -s -w '\\n' ${first}/revoke ${json('{"userId":"alice"}')} -H`
+
+  return script([
+    ['Sign in on node 1: the session cookie goes into a jar',
+      'JAR=$(mktemp)',
+      `curl -s -w '\\n' -c "$JAR" ${first}/login ${json(alice)}`],
+    ['A socket on node 2 with that cookie: session. It stays open',
+      `exec 3< <(COOKIE=$(awk '$6 == "sessionId" { print $6 "=" $7 }' "$JAR") ${listener(byCookie)})`,
+      'read -r HELLO <&3; echo "$HELLO"'],
+    ['Sign out on node 1: the socket on node 2 is closed with 4006',
+      `curl -s -w '%{http_code}\\n' -X POST ${first}/logout -b "$JAR" -H 'origin: ${first}'`,
+      'cat <&3'],
+    ['A socket on node 2 with a token that node 1 issued: jwt. It stays open',
+      `TOKEN=${tokenFor(first, alice)}`,
+      `exec 3< <(TOKEN=$TOKEN ${listener(byToken)})`,
+      'read -r HELLO <&3; echo "$HELLO"'],
+    ['alice is no admin and may revoke nothing: 403',
+      `${revoke} "authorization: Bearer $TOKEN"`],
+    ['root revokes what alice has, on node 1: the socket on node 2 is closed with 4006',
+      `ROOT=${tokenFor(first, root)}`,
+      `${revoke} "authorization: Bearer $ROOT"`,
+      'cat <&3'],
+    ['Her token opens nothing any more: 401',
+      `TOKEN=$TOKEN ${node(byToken)}`],
+    ['A ticket from node 1',
+      `TICKET=$(curl -s -X POST ${first}/ticket -H "authorization: Bearer $ROOT" | ${member('ticket')})`,
+      'echo "$TICKET"'],
+    ['It opens a socket on node 2',
+      `TICKET=$TICKET ${node(byTicket)}`],
+    ['and no second one: 401',
+      `TICKET=$TICKET ${node(byTicket)}`],
+    ['How each node stands to the other',
+      `curl -s -w '\\n' ${first}/status -H "authorization: Bearer $ROOT"`,
+      `curl -s -w '\\n' ${second}/status -H "authorization: Bearer $ROOT"`]
+  ])
+}
