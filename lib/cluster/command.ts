@@ -7,7 +7,7 @@ import { invalidOption } from '../errors.js'
 const MAX_LENGTH = 64 * 1024
 const SIGNATURE_LENGTH = 43
 
-const name = v.pipe(v.string(), v.nonEmpty(), v.maxLength(2048))
+const name = v.pipe(v.string('must be a text'), v.nonEmpty('must not be empty'), v.maxLength(2048, 'is too long'))
 const nullableName = v.nullable(name)
 const time = v.pipe(v.number(), v.finite(), v.minValue(0))
 
@@ -30,7 +30,7 @@ export const filter = v.strictObject({
   tenantId: v.exactOptional(nullableName),
   sessionId: v.exactOptional(name),
   tokenId: v.exactOptional(name),
-  authType: v.exactOptional(v.picklist(['jwt', 'session']))
+  authType: v.exactOptional(v.picklist(['jwt', 'session'], 'must be jwt or session'))
 })
 
 const NAME = /^[A-Za-z]{1,40}$/

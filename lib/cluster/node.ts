@@ -3,7 +3,6 @@ import { randomBytes } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
 import type { ClusterStatus, CommandResult, RevokeOptions, RevokeTarget, TicketOptions } from '../../types/cluster.js'
 import type { ConnectionFilter, DisconnectOptions } from '../../types/connection.js'
-import { disconnectAll } from '../connection/enforce.js'
 import type { Hub } from '../connection/hub.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
@@ -12,6 +11,7 @@ import { issueTicket } from '../verify/ticket.js'
 import type { Cluster, ClusterDriver, ClusterMember, Lease, Outcome, Recovery } from './cluster.js'
 import { carryOut, NOTHING } from './carry-out.js'
 import type { Command } from './command.js'
+import { ClusterLoss } from './loss.js'
 import type { Revocation, Revocations } from './revocations.js'
 import { parseDisconnect, parsePermissions, parseRevoke, type RevokeSettings } from './target.js'
 
@@ -32,20 +32,16 @@ export class ClusterNode implements ClusterMember {
   readonly limits: ConnectionLimits | null
   readonly onLogout = new Set<(sessionId: string) => void>()
   readonly #known: Revocations
-  readonly #audit: Auditor
   readonly #settings: RevokeSettings
-  readonly #report: (cause: unknown) => void
+  readonly #loss: ClusterLoss
   /** Commands of the last hour, and when they came. */
   readonly #seen = new Map<string, number>()
   #hub: Hub | null = null
-  #lostSince: number | null = null
-  #lossTimer: NodeJS.Timeout | undefined
   #ignored = 0
 
   constructor ({ cluster, limits, revocations, jwt }: ParsedOptions & { readonly cluster: ClusterDriver }, known: Revocations, audit: Auditor, report: (cause: unknown) => void) {
-    this.#report = report
+    this.#loss = new ClusterLoss(this.id, audit, report)
     this.#known = known
-    this.#audit = audit
     this.#settings = { retention: revocations.retention, clockTolerance: jwt?.clockTolerance ?? 0 }
     this.cluster = cluster.join(this)
     known.isComplete = this.cluster.isConnected
@@ -57,6 +53,7 @@ export class ClusterNode implements ClusterMember {
   /** The connections that commands are about. */
   attach (hub: Hub): void {
     this.#hub = hub
+    this.#loss.attach(hub)
   }
 
   async revoke (target: RevokeTarget, options?: RevokeOptions): Promise<CommandResult> {
@@ -95,7 +92,7 @@ export class ClusterNode implements ClusterMember {
     return {
       nodeId: this.id,
       connected: this.cluster.isConnected,
-      lostSince: this.#lostSince,
+      lostSince: this.#loss.since,
       revocations: this.#known.size,
       queued: this.cluster.queued,
       ignored: this.#ignored
@@ -103,7 +100,7 @@ export class ClusterNode implements ClusterMember {
   }
 
   async stop (): Promise<void> {
-    clearTimeout(this.#lossTimer)
+    this.#loss.stop()
     await this.cluster.stop()
     this.#known.stop()
   }
@@ -129,23 +126,12 @@ export class ClusterNode implements ClusterMember {
   }
 
   lost (cause: unknown): void {
-    if (this.#lostSince !== null) return
-    this.#report(cause)
-    this.#lostSince = Date.now()
-    this.#audit.clusterLost(this.id)
-    const { action, after } = this.cluster.onLoss
-    if (action === 'serve') return
-    this.#lossTimer = setTimeout(() => { this.#isolate(action === 'close') }, after)
-    this.#lossTimer.unref()
+    this.#loss.begin(cause, this.cluster.onLoss)
   }
 
-  recovered ({ lostFor, converged }: Recovery): void {
-    clearTimeout(this.#lossTimer)
+  recovered (recovery: Recovery): void {
     this.#known.isComplete = true
-    if (this.#hub !== null) this.#hub.isIsolated = false
-    if (this.#lostSince === null) return
-    this.#lostSince = null
-    this.#audit.clusterRecovered(this.id, lostFor, converged)
+    this.#loss.end(recovery)
   }
 
   ignored (): void {
@@ -158,13 +144,6 @@ export class ClusterNode implements ClusterMember {
     for (let from = 0; from < elsewhere.length; from += PART) {
       this.#order({ type: 'evict', leases: elsewhere.slice(from, from + PART) }, { awaits: false }).catch(() => {})
     }
-  }
-
-  #isolate (closes: boolean): void {
-    const hub = this.#hub
-    if (hub === null) return
-    hub.isIsolated = true
-    if (closes) disconnectAll(hub.registry.find({}), 'Unavailable', {}).catch(() => {})
   }
 
   /** Carried out here at once, then everywhere else. */

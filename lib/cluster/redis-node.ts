@@ -4,7 +4,7 @@ import { Answers } from './answers.js'
 import type { Cluster, ClusterMember, Delivery, Lease, OnClusterLoss } from './cluster.js'
 import type { Codec, Command } from './command.js'
 import { LeaseTable } from './leases.js'
-import { ask, listOf, run, textOf, textsOf, type RedisClient } from './redis-client.js'
+import { ask, run, textOf, textsOf, type RedisClient } from './redis-client.js'
 import { createKeys } from './redis-keys.js'
 import { RedisReader } from './redis-reader.js'
 import { ACQUIRE, PUBLISH, RELEASE } from './redis-scripts.js'
@@ -176,12 +176,20 @@ export class RedisNode implements Cluster {
   /** One that was released while Redis was away. */
   async #freeAs (id: string): Promise<void> {
     const reply = await this.#ask(['HGET', this.#keys.held(this.#member.id), id])
-    const keys: unknown = JSON.parse(reply === null ? '[]' : textOf(reply))
-    await this.#free({ id, keys: textsOf(listOf(keys)), at: 0 })
+    await this.#free({ id, keys: keysIn(textOf(reply)), at: 0 })
   }
 
   #ask (args: string[]): Promise<unknown> {
     return ask(this.#client, args, this.#settings.timeout)
+  }
+}
+
+/** The keys of a lease as it is kept; none where that is not what stands there. */
+function keysIn (text: string): string[] {
+  try {
+    return textsOf(JSON.parse(text))
+  } catch {
+    return []
   }
 }
 

@@ -75,6 +75,8 @@ export class RedisReader {
       })
       await delay(PAUSE * (1 + Math.random()), undefined, { signal }).catch(() => {})
     }
+    // Nobody waits for a node that was told to stop.
+    onReady()
   }
 
   /** Reads until that fails, or until it is told to stop. */

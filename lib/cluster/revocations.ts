@@ -53,7 +53,7 @@ export class Revocations {
     this.#byId.set(id, revocation)
     push(this.#indexOf(kind), key, revocation)
     if (expiresAt !== null) {
-      push(this.#endings, Math.max(Math.ceil(expiresAt / SWEEP), this.#swept + 1), revocation)
+      push(this.#endings, Math.ceil(expiresAt / SWEEP), revocation)
       if (this.#sweeper.due === -1 && !this.#isStopped) wheel.schedule(this.#sweeper, SWEEP)
     }
     return true
@@ -101,8 +101,9 @@ export class Revocations {
 
   #sweep (): void {
     const until = Math.floor(Date.now() / SWEEP)
-    // After a clock was set far ahead there are fewer endings than sweeps.
-    const sweeps = until - this.#swept > this.#endings.size ? [...this.#endings.keys()] : range(this.#swept + 1, until)
+    // After a clock was set, there may be fewer endings than sweeps, or endings before the last sweep.
+    const isSteady = until >= this.#swept && until - this.#swept <= this.#endings.size
+    const sweeps = isSteady ? range(this.#swept + 1, until) : [...this.#endings.keys()]
     for (const sweep of sweeps) {
       if (sweep > until) continue
       for (const revocation of this.#endings.get(sweep) ?? []) this.#drop(revocation)
@@ -114,10 +115,10 @@ export class Revocations {
 
   #drop (revocation: Revocation): void {
     const index = this.#indexOf(revocation.kind)
-    const left = index.get(revocation.key)?.filter(other => other !== revocation) ?? []
+    const left = index.get(revocation.key)?.filter(other => other !== revocation)
     this.#byId.delete(revocation.id)
-    if (left.length === 0) index.delete(revocation.key)
-    else index.set(revocation.key, left)
+    if (left?.length === 0) index.delete(revocation.key)
+    else if (left !== undefined) index.set(revocation.key, left)
   }
 
   #indexOf (kind: Revocation['kind']): Index {

@@ -82,7 +82,7 @@ export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOpti
       reason,
       reauthWithin,
       at,
-      expiresAt: expiresAt ?? tolerated(endsAt === undefined ? known.endOf(Math.max(before ?? 0, at), retention) : endsAt)
+      expiresAt: expiresAt !== undefined ? Math.max(expiresAt, at + reauthWithin) : tolerated(endsAt === undefined ? known.endOf(Math.max(before ?? 0, at), retention) : endsAt)
     }
   }
 }

@@ -55,8 +55,9 @@ function apply (connection: GuardedConnection, next: AuthContext, turn: number):
   connection.refreshApplied = turn
   connection.failedRefreshes = 0
   connection.revoked = null
-  const current = isSameToken(connection.context, next) ? withGranted(connection, next) : next
-  if (current === next) connection.granted = null
+  // The same token, sent again, does not undo what was set since.
+  if (!isSameToken(connection.context, next)) connection.granted = null
+  const current = withGranted(connection, next)
   replaceContext(connection, current, connection.context.version + 1, () => {
     hub.audit.refreshed(connection)
     sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) })
@@ -89,8 +90,7 @@ export function withGranted (connection: GuardedConnection, next: AuthContext): 
   const { granted } = connection
   if (granted === null) return next
   if (JSON.stringify(granted.insteadOf) === JSON.stringify(next.permissions)) return Object.freeze({ ...next, permissions: granted.permissions })
-  const current = isSameToken(connection.context, next) ? withGranted(connection, next) : next
-  if (current === next) connection.granted = null
+  connection.granted = null
   return next
 }
 
