@@ -1,6 +1,6 @@
 /** One node in Redis: what it asks of it, and what it does without. How it reads is in redis-reader. */
 import { authError } from '../errors.js'
-import { Answers } from './answers.js'
+import { Answers, type Collection } from './answers.js'
 import type { Cluster, ClusterMember, Delivery, Lease, OnClusterLoss } from './cluster.js'
 import type { Codec, Command } from './command.js'
 import { LeaseTable } from './leases.js'
@@ -77,16 +77,16 @@ export class RedisNode implements Cluster {
     // What waits was ordered before.
     if (!this.isConnected || this.#queue.length > 0) return this.#keep(command, sealed)
     const collected = this.#answers.expect(command.id)
-    try {
-      const alive = await this.#append(command, sealed)
-      const others = alive.filter(node => node !== this.#member.id)
-      this.#reader.others = others.length
-      return { durable: true, ...await collected.from(awaits ? others : [], this.#settings.timeout) }
-    } catch {
-      return this.#keep(command, sealed)
-    } finally {
-      collected.end()
-    }
+    const delivery = await this.#deliver(command, sealed, awaits, collected).catch(() => null)
+    collected.end()
+    return delivery ?? this.#keep(command, sealed)
+  }
+
+  async #deliver (command: Command, sealed: string, awaits: boolean, collected: Collection): Promise<Delivery> {
+    const alive = await this.#append(command, sealed)
+    const others = alive.filter(node => node !== this.#member.id)
+    this.#reader.others = others.length
+    return { durable: true, ...await collected.from(awaits ? others : [], this.#settings.timeout) }
   }
 
   async acquire (lease: Lease, limits: readonly number[], evicts: boolean): Promise<readonly string[] | null> {

@@ -32,7 +32,8 @@ export class RedisReader {
   /** What Redis was known by; null: it has to be compared with what is known here. */
   #state: string | null = null
   /** The end of the log when this node began: what was ordered before is not for its connections. */
-  #since: string | null = null
+  #since = START
+  #isFirst = true
   #differs = false
   #lostAt = performance.now()
   #beatAt = -Infinity
@@ -132,9 +133,10 @@ export class RedisReader {
     if (!wasAlive) this.#differs = true
     if (state === this.#state) return
     // The numbers of another log mean nothing; what was read before does nothing a second time.
-    this.#cursors = { log: this.#since === null ? await this.#endOfLog(reader) : START, answers: START }
+    this.#cursors = { log: this.#isFirst ? await this.#endOfLog(reader) : START, answers: START }
     // Where the data is new, so are its numbers.
-    this.#since = this.#since === null ? this.#cursors.log : isSameData(state, this.#state) ? this.#since : START
+    if (this.#isFirst || !isSameData(state, this.#state)) this.#since = this.#cursors.log
+    this.#isFirst = false
     await exchange(this.#parts, reader)
     this.#differs = true
     this.#state = state
@@ -186,7 +188,7 @@ export class RedisReader {
     const { codec, member } = this.#parts
     const command = codec.openCommand(sealed)
     if (command === null) member.ignored()
-    else if (command.from !== member.id && (command.type === 'revoke' || isAfter(id, this.#since ?? START))) this.#carryOut(command).catch(() => {})
+    else if (command.from !== member.id && (command.type === 'revoke' || isAfter(id, this.#since))) this.#carryOut(command).catch(() => {})
   }
 
   async #carryOut (command: Command): Promise<void> {
