@@ -58,11 +58,6 @@ function define (code: AuthErrorCode): ErrorConstructor {
   return Constructor
 }
 
-/** Whether an error is one of the table. */
-export function isCoded (error: unknown): boolean {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string' && Object.hasOwn(ROWS, error.code)
-}
-
 /** An option that cannot be used: its path, and why. */
 export function invalidOption (path: string, why: string): Error {
   return authError('FST_HYBRID_AUTH_INVALID_OPTION', path, why)

@@ -43,7 +43,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   }
   app.decorate('hybridAuth', {
     ...createConnectionApi(hub),
-    ...createClusterApi(node, options.handshakeTimeout),
+    ...createClusterApi(node, { store: node.cluster, realm: chain.realm, timeout: options.handshakeTimeout }),
     events: audit.events,
     contextOf,
     require: rule => createGuard(parseRule(rule), false)

@@ -119,6 +119,7 @@ t.test('a process that was frozen takes its places back, and carries out what it
 t.test('processes tell of a loss, and of its end', { ...needsRedis }, async t => {
   const { a, b, redis } = await processes(t)
   const peer = await open(t, b, tokenOf('alice'))
+  t.match((await a.post('/revoke', { target: { userId: 'alice' }, options: { dryRun: true } })).body, { matched: 1, nodes: { acknowledged: 2 } }, 'they know of each other')
   await redis.kill()
   await eventually('both tell of it', () => a.events.length === 1 && b.events.length === 1)
   t.match((await a.post('/revoke', { target: { userId: 'alice' } })).body, { durable: false, nodes: { acknowledged: 1, missing: 1 } })

@@ -19,6 +19,7 @@ const revocation = v.strictObject({
   tenantId: v.exactOptional(nullableName),
   issuedBefore: v.exactOptional(time),
   reason: v.pipe(v.string(), v.maxLength(200)),
+  isLogout: v.exactOptional(v.boolean()),
   reauthWithin: time,
   at: time,
   expiresAt: v.nullable(time)

@@ -7,7 +7,7 @@ import type { Hub } from '../connection/hub.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
 import { ConnectionLimits } from '../policy/limits.js'
-import { issueTicket } from '../verify/ticket.js'
+import { issueTicket, type TicketParts } from '../verify/ticket.js'
 import type { Cluster, ClusterDriver, ClusterMember, Lease, Outcome, Recovery } from './cluster.js'
 import { carryOut, NOTHING } from './carry-out.js'
 import type { Command } from './command.js'
@@ -18,7 +18,6 @@ import { parseDisconnect, parsePermissions, parseRevoke, type RevokeSettings } f
 /** What is older is not carried out any more, in milliseconds; a revocation is, until it ends. */
 const MAX_AGE = 3_600_000
 /** What is destroyed is in no store any more; so long nothing that still holds it can put it back, in milliseconds. */
-const LOGOUT = 'logout'
 const LOGOUT_RETENTION = 3_600_000
 
 /** As many leases as a message has room for. */
@@ -73,15 +72,15 @@ export class ClusterNode implements ClusterMember {
   async logOut (sessionId: string): Promise<void> {
     if (this.isLoggedOut(sessionId)) return
     try {
-      const { revocation } = parseRevoke({ sessionId }, { reason: LOGOUT, expiresAt: Date.now() + LOGOUT_RETENTION }, this.#known, this.#settings)
-      await this.#order({ type: 'revoke', revocation }, { id: revocation.id, awaits: false })
+      const { revocation } = parseRevoke({ sessionId }, { reason: 'logout', expiresAt: Date.now() + LOGOUT_RETENTION }, this.#known, this.#settings)
+      await this.#order({ type: 'revoke', revocation: { ...revocation, isLogout: true } }, { id: revocation.id, awaits: false })
     } catch {
       // What is no session's id has no sockets.
     }
   }
 
   isLoggedOut (sessionId: string): boolean {
-    return this.#known.hasSession(sessionId, LOGOUT)
+    return this.#known.isLoggedOut(sessionId)
   }
 
   hasSockets (sessionId: string): boolean {
@@ -162,8 +161,8 @@ export class ClusterNode implements ClusterMember {
     }
   }
 
-  #tellOfLogout ({ kind, key, reason }: Revocation): void {
-    if (kind === 'session' && reason === LOGOUT) for (const listener of this.onLogout) listener(key)
+  #tellOfLogout ({ key, isLogout }: Revocation): void {
+    if (isLogout === true) for (const listener of this.onLogout) listener(key)
   }
 
   async #tell (revocation: Revocation): Promise<void> {
@@ -193,12 +192,12 @@ export class ClusterNode implements ClusterMember {
 }
 
 /** What `app.hybridAuth` offers of the cluster. */
-export function createClusterApi (node: ClusterNode, timeout: number) {
+export function createClusterApi (node: ClusterNode, tickets: TicketParts) {
   return {
     revoke: (target: RevokeTarget, options?: RevokeOptions) => node.revoke(target, options),
     disconnect: (filter: ConnectionFilter, options?: DisconnectOptions) => node.disconnect(filter, options),
     setPermissions: (userId: string, permissions: readonly string[]) => node.setPermissions(userId, permissions),
-    issueTicket: (request: FastifyRequest, options?: TicketOptions) => issueTicket(node.cluster, request, options, timeout),
+    issueTicket: (request: FastifyRequest, options?: TicketOptions) => issueTicket(tickets, request, options),
     status: () => node.status()
   }
 }

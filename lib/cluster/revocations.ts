@@ -15,6 +15,8 @@ export interface Revocation {
   /** Only credentials that are older. */
   readonly issuedBefore?: number
   readonly reason: string
+  /** The session was destroyed, and is in no store any more. */
+  readonly isLogout?: boolean
   /** How long an open socket has to bring another credential, in milliseconds; 0: none. */
   readonly reauthWithin: number
   readonly at: number
@@ -76,10 +78,8 @@ export class Revocations {
       (tenantId !== null && anyKills(this.#tenants.get(tenantId), context))
   }
 
-  /** Whether a session is revoked for this reason, with every socket of it. */
-  hasSession (sessionId: string, why: string): boolean {
-    return this.#sessions.get(sessionId)?.some(({ issuedBefore, reason, reauthWithin, expiresAt }) =>
-      reason === why && issuedBefore === undefined && reauthWithin === 0 && !isPast(expiresAt)) === true
+  isLoggedOut (sessionId: string): boolean {
+    return this.#sessions.get(sessionId)?.some(({ isLogout, expiresAt }) => isLogout === true && !isPast(expiresAt)) === true
   }
 
   /** Remembers how long tokens live: what is revoked without an end is kept until the last of those that were seen is over. */

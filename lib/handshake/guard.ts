@@ -30,6 +30,7 @@ export interface GuardParts {
 
 /** The credential may still come, as the first message. */
 const PENDING = Symbol('pending')
+type Found = ReturnType<ReturnType<typeof createCredentialFinder>>
 type Verdict = AuthContext | Refusal | null | typeof PENDING
 
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
@@ -55,7 +56,7 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
         return UNAVAILABLE
       }
       let place: Place | null = null
-      const admitted = attempt(() => whenReady(admit(request), (verdict): Maybe<Verdict> => {
+      const admitted = attempt(() => whenReady(admit(request, takeCredential(request)), (verdict): Maybe<Verdict> => {
         if (hub.limits === null || !isSocket || !request.ws || !isContext(verdict)) return verdict
         const { ip, socket } = networkOf(request)
         return whenReady(hub.limits.acquire(verdict, ip, socket), taken => {
@@ -83,9 +84,9 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     }
 
     /** null: nobody, on a route where that is allowed. */
-    function admit (request: FastifyRequest): Maybe<Verdict> {
+    function admit (request: FastifyRequest, found: Found): Maybe<Verdict> {
       if (request.ws && (hub.isDraining || hub.isIsolated)) return UNAVAILABLE
-      return whenReady(contextOf(request) ?? identify(request), (outcome): Maybe<Verdict> => {
+      return whenReady(contextOf(request) ?? identify(request, found), (outcome): Maybe<Verdict> => {
         if (!isRefusal(outcome)) return whenReady(meets(outcome, request), holds => holds ? outcome : 'FST_HYBRID_AUTH_FORBIDDEN')
         if (!isAnonymous(outcome)) return outcome
         if (isSocket && request.ws && rule.firstMessage !== 0) return mayWait() ? PENDING : UNAVAILABLE
@@ -106,13 +107,18 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     return hub.pending.size < options.limits.pending
   }
 
-  function identify (request: FastifyRequest): Maybe<AuthContext | Refusal> {
-    const { origin } = request.headers
-    // Browsers send cookies along to any socket, and Origin with every one: whoever sends one is held to it.
-    if (request.ws && origin !== undefined && !isSameOrAllowed(request)) return 'FST_HYBRID_AUTH_ORIGIN_REFUSED'
+  /** What was presented. From here on it is in no URL and no query, whatever becomes of the request. */
+  function takeCredential (request: FastifyRequest): Found {
     const found = findCredential(request)
     if (options.credentials.query) dropParameter(request, 'token')
     if (options.credentials.ticket && request.ws) dropParameter(request, 'ticket')
+    return found
+  }
+
+  function identify (request: FastifyRequest, found: Found): Maybe<AuthContext | Refusal> {
+    const { origin } = request.headers
+    // Browsers send cookies along to any socket, and Origin with every one: whoever sends one is held to it.
+    if (request.ws && origin !== undefined && !isSameOrAllowed(request)) return 'FST_HYBRID_AUTH_ORIGIN_REFUSED'
     if (isRefusal(found)) return found
     const presented = found !== null && 'ticket' in found
       ? { bearer: null, ticket: { ...found, isFrom: (asked: string | null) => asked === null ? origin === undefined || isOwn(request, origin) : asked === origin } }

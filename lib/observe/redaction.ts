@@ -22,7 +22,7 @@ export function withoutToken (url: string): string {
 
 function isTokenName (name: string): boolean {
   try {
-    return /^(?:token|ticket)/i.test(decodeURIComponent(name))
+    return /^(?:token|ticket(?!\w))/i.test(decodeURIComponent(name))
   } catch {
     return true
   }

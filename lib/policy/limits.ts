@@ -72,7 +72,9 @@ export class ConnectionLimits {
     if (net?.destroyed === true) place.release()
     else net?.once?.('close', () => { place.release() })
     const failed = (error: unknown): never => {
-      place.release()
+      // It may have been given all the same.
+      this.#taken.delete(place.lease.id)
+      this.#cluster.release(place.lease)
       throw error
     }
     return whenReady(attempt(() => this.#cluster.acquire(place.lease, limits, policy === 'evict-oldest'), failed), evicted => {

@@ -7,6 +7,7 @@ import type { ParsedOptions } from '../options.js'
 import type { Revocations } from '../cluster/revocations.js'
 import { jwtContext, revokedAs, sessionContext } from './context.js'
 import { createJwtVerifier } from './jwt.js'
+import { realmOf } from './realm.js'
 import { takeTicket, type PresentedTicket, type TicketStore } from './ticket.js'
 import { createSessionVerifier, type SessionVerifier, type VerifiedSession } from './session.js'
 
@@ -37,6 +38,7 @@ export type Chain = Awaited<ReturnType<typeof createChain>>
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION, FST_HYBRID_AUTH_MISSING_DEPENDENCY */
 export async function createChain (options: ParsedOptions, { report, onBadIdentity, revocations, tickets }: ChainParts) {
   const jwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt, () => { onBadIdentity('jwt.user') })
+  const realm = options.jwt === undefined ? '' : realmOf(options.jwt)
   const sessions = options.session === undefined ? null : await createSessionVerifier(options.session, () => { onBadIdentity('session.user') })
 
   /** Who the request comes from. Neither throws nor rejects. */
@@ -66,7 +68,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
 
   /** It is worth what its credential is worth here and now. */
   function tryTicket (request: FastifyRequest, presented: PresentedTicket): Maybe<AuthContext | Refusal> {
-    return closed(request, 'ticket', () => whenReady(takeTicket(tickets, presented), kept => {
+    return closed(request, 'ticket', () => whenReady(takeTicket({ store: tickets, realm }, presented), kept => {
       if (isRefusal(kept)) return kept
       const again: Maybe<AuthContext | Refusal> = kept.authType === 'session'
         ? whenReady(sessions?.reread(request, kept.sessionId) ?? INVALID_TICKET, session =>
@@ -88,6 +90,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   }
 
   return {
+    realm,
     authenticate,
     /** Who a token names that came over an open socket. Neither throws nor rejects. */
     verifyToken: (request: FastifyRequest, token: string) => tryJwt(request, { token, via: 'message' }),

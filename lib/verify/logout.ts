@@ -2,11 +2,11 @@
 import type { FastifyInstance } from 'fastify'
 import type {} from '@fastify/session'
 import type { SessionStore } from '../../types/options.js'
-import { settleWithin } from '../deadline.js'
+import { settledWithin } from '../deadline.js'
 import { invalidOption } from '../errors.js'
-import { attempt } from '../maybe.js'
+import { attempt, whenReady } from '../maybe.js'
 import type { ParsedSessionOptions } from '../options.js'
-import { holds, isStore } from './store.js'
+import { holds, isStore, isStored } from './store.js'
 
 export interface LogoutWatch {
   /** A session was destroyed or regenerated. Does not reject. */
@@ -19,6 +19,11 @@ export interface LogoutWatch {
 
 type Method = (this: unknown, sessionId: string, ...rest: unknown[]) => unknown
 
+type Run = (original: Method, sessionId: string, rest: unknown[]) => unknown
+
+const MEMBERS = ['get', 'set', 'touch', 'destroy'] as const
+type Member = typeof MEMBERS[number]
+
 const WATCHED = Symbol.for('fastify-hybrid-auth.watched')
 interface Watched { [WATCHED]?: Watch }
 
@@ -28,8 +33,8 @@ interface Watch {
   readonly onLogout: (sessionId: string) => void
 }
 
-/** Sessions whose last saving is remembered. */
-const MAX_SAVED = 10_000
+/** Sessions that are remembered to be in the store. */
+const MAX_THERE = 10_000
 /** A store that does not say whether it has a session has had its time after so many milliseconds. */
 const PATIENCE = 1000
 
@@ -40,22 +45,21 @@ const PATIENCE = 1000
 export function watchLogouts (app: FastifyInstance, session: ParsedSessionOptions | undefined, watch: LogoutWatch): void {
   if (session === undefined) return
   const { store } = session
+  const seen = new Set<SessionStore>()
+  app.addHook('onClose', async () => { for (const one of seen) forget(one, watch) })
   if (store !== undefined) {
-    if (!Object.isExtensible(store)) throw invalidOption('session.store', 'must not be frozen: logouts are told by it')
-    watchStore(store, watch)
-    app.addHook('onClose', async () => { forget(store, watch) })
+    seen.add(store)
+    if (!watchStore(store, watch)) throw invalidOption('session.store', 'must not be frozen: its members tell of logouts')
     return
   }
-  let seen: SessionStore | null = null
   app.addHook('onRequest', function watchLogout (request, _reply, done) {
-    if (request.sessionStore !== seen && isStore(request.sessionStore)) {
-      seen = request.sessionStore
-      if (Object.isExtensible(seen)) watchStore(seen, watch)
-      else app.log.warn('the session store is frozen: a logout closes sockets only when their sessions are read again')
+    const { sessionStore } = request
+    if (!seen.has(sessionStore) && isStore(sessionStore)) {
+      seen.add(sessionStore)
+      if (!watchStore(sessionStore, watch)) app.log.warn('the session store is frozen: a logout closes sockets only when their sessions are read again')
     }
     done()
   })
-  app.addHook('onClose', async () => { if (seen !== null) forget(seen, watch) })
 }
 
 /** The store may live longer than this application. */
@@ -63,75 +67,83 @@ function forget (store: SessionStore & Watched, watch: LogoutWatch): void {
   store[WATCHED]?.watches.delete(watch)
 }
 
-/**
- * Stands in front of the store's own `destroy`, `set` and `touch`, once per store however many registrations watch it.
- * What the store does, and what it answers, stays its own.
- */
-function watchStore (store: SessionStore & Watched, watch: LogoutWatch): void {
-  const { watches, onLogout } = store[WATCHED] ?? stand(store)
-  watches.add(watch)
-  watch.onLogout.add(onLogout)
+/** false: nothing can be put in front of this store. */
+function watchStore (store: SessionStore & Watched, watch: LogoutWatch): boolean {
+  const known = store[WATCHED] ?? stand(store)
+  if (known === null) return false
+  known.watches.add(watch)
+  watch.onLogout.add(known.onLogout)
+  return true
 }
 
-function stand (store: SessionStore & Watched): Watch {
+/**
+ * Stands in front of the store's own members, once per store however many registrations watch it. What the store does,
+ * and what it answers, stays its own.
+ */
+function stand (store: SessionStore): Watch | null {
   const watches = new Set<LogoutWatch>()
-  const saved = new Set<string>()
-  const destroyAgain = methodOf(store, 'destroy')
-  // A request that was under way here, before the logout on another node was known, may have brought it back to life.
-  const onLogout = (sessionId: string) => { if (saved.delete(sessionId)) quietly(destroyAgain, store, sessionId) }
+  // Sessions that were in the store not long ago: found, or saved.
+  const there = new Set<string>()
+  const original = Object.fromEntries(MEMBERS.map(name => [name, methodOf(store, name)]))
+  const isGone = (sessionId: string) => [...watches].some(one => one.isLoggedOut(sessionId))
+  const tell = (sessionId: string) => {
+    there.delete(sessionId)
+    for (const one of watches) one.logOut(sessionId).catch(() => {})
+  }
+
+  const members: Record<Member, Run> = {
+    get: (get, sessionId, rest) => Reflect.apply(get, store, [sessionId, ...rest.map(one => isCallback(one)
+      ? (error: unknown, session: unknown) => {
+          if (isStored(session)) remember(there, sessionId)
+          one(error, session)
+        }
+      : one)]),
+    set: (set, sessionId, rest) => {
+      // A request that is under way while its session is destroyed would bring it back to life.
+      if (isGone(sessionId)) return rest.find(isCallback)?.()
+      remember(there, sessionId)
+      return Reflect.apply(set, store, [sessionId, ...rest])
+    },
+    touch: (touch, sessionId, rest) => isGone(sessionId) ? rest.find(isCallback)?.() : Reflect.apply(touch, store, [sessionId, ...rest]),
+    destroy: (destroy, sessionId, rest) => {
+      const run = (): unknown => Reflect.apply(destroy, store, [sessionId, ...rest])
+      // Whatever the application gives its store: what is no text is no session's id.
+      if (typeof sessionId !== 'string') return run()
+      // Whoever logs out means it, also when the store is down: the others are told before it is asked.
+      if (there.has(sessionId) || [...watches].some(one => one.hasSockets(sessionId))) {
+        tell(sessionId)
+        return run()
+      }
+      // One that never was in the store, as everybody without a cookie is given, is nobody's.
+      const found = attempt(() => holds(store, sessionId), () => true)
+      return whenReady(found instanceof Promise ? settledWithin(found, PATIENCE, true) : found, isThere => {
+        if (isThere) tell(sessionId)
+        return run()
+      })
+    }
+  }
+  // One that was saved here before the logout on another node was known is destroyed once more.
+  const onLogout = (sessionId: string) => {
+    if (there.delete(sessionId) && original.destroy != null) quietly(original.destroy, store, sessionId)
+  }
   const watch = { watches, onLogout }
-  Object.defineProperty(store, WATCHED, { value: watch })
-
-  wrap(store, 'destroy', (destroy, sessionId, rest) => {
-    tellOf(store, sessionId, watches)
-    return Reflect.apply(destroy, store, [sessionId, ...rest])
+  const isWatched = Reflect.defineProperty(store, WATCHED, { value: watch }) && MEMBERS.every(name => {
+    const method = original[name]
+    const value = (sessionId: string, ...rest: unknown[]): unknown => method == null ? undefined : members[name](method, sessionId, rest)
+    return method == null || Reflect.defineProperty(store, name, { value, configurable: true, writable: true })
   })
-  for (const name of ['set', 'touch']) {
-    wrap(store, name, (write, sessionId, rest) => {
-      // …and so would one that is under way while it is.
-      if ([...watches].some(one => one.isLoggedOut(sessionId))) return callbackOf(rest)?.()
-      remember(saved, sessionId)
-      return Reflect.apply(write, store, [sessionId, ...rest])
-    })
-  }
-  return watch
+  return isWatched ? watch : null
 }
 
-/**
- * Before the store has answered: whoever logs out means it, also when the store is down. A session that never was in the
- * store, as everybody without a cookie is given, is nobody's: only then nothing is told.
- */
-function tellOf (store: SessionStore, sessionId: unknown, watches: ReadonlySet<LogoutWatch>): void {
-  // Whatever the application gives its store: what is no text is no session's id.
-  if (typeof sessionId !== 'string') return
-  const told = [...watches]
-  const tell = () => { for (const one of told) one.logOut(sessionId).catch(() => {}) }
-  if (told.some(one => one.hasSockets(sessionId))) {
-    tell()
-    return
-  }
-  settleWithin(attempt(() => holds(store, sessionId), () => true), PATIENCE, true, isThere => { if (isThere) tell() })
+function remember (there: Set<string>, sessionId: string): void {
+  there.delete(sessionId)
+  there.add(sessionId)
+  const [oldest] = there
+  if (there.size > MAX_THERE && oldest !== undefined) there.delete(oldest)
 }
 
-function remember (saved: Set<string>, sessionId: string): void {
-  saved.delete(sessionId)
-  saved.add(sessionId)
-  const [oldest] = saved
-  if (saved.size > MAX_SAVED && oldest !== undefined) saved.delete(oldest)
-}
-
-function quietly (destroy: Method | null, store: SessionStore, sessionId: string): void {
-  attempt(() => {
-    const answer = destroy === null ? undefined : Reflect.apply(destroy, store, [sessionId, () => {}])
-    return answer instanceof Promise ? answer.catch(() => {}) : undefined
-  }, () => {})
-}
-
-function wrap (store: object, name: string, run: (original: Method, sessionId: string, rest: unknown[]) => unknown): void {
-  const original = methodOf(store, name)
-  if (original === null) return
-  const value = (sessionId: string, ...rest: unknown[]) => run(original, sessionId, rest)
-  Object.defineProperty(store, name, { value, configurable: true, writable: true })
+function quietly (destroy: Method, store: SessionStore, sessionId: string): void {
+  attempt(async () => Reflect.apply(destroy, store, [sessionId, () => {}]), () => {})
 }
 
 function methodOf (store: object, name: string): Method | null {
@@ -139,10 +151,10 @@ function methodOf (store: object, name: string): Method | null {
   return isMethod(found) ? found : null
 }
 
-function callbackOf (rest: unknown[]): (() => unknown) | undefined {
-  return rest.find((one): one is () => unknown => typeof one === 'function')
+function isMethod (value: unknown): value is Method {
+  return typeof value === 'function'
 }
 
-function isMethod (value: unknown): value is Method {
+function isCallback (value: unknown): value is (...answer: unknown[]) => unknown {
   return typeof value === 'function'
 }

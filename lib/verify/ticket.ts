@@ -5,16 +5,26 @@ import * as v from 'valibot'
 import type { TicketOptions } from '../../types/cluster.js'
 import type { AuthContext } from '../../types/context.js'
 import type { Cluster } from '../cluster/cluster.js'
-import { authError, isCoded, type Refusal } from '../errors.js'
-import { attempt, whenReady, type Maybe } from '../maybe.js'
+import { settledWithin } from '../deadline.js'
+import { authError, type Refusal } from '../errors.js'
+import { whenReady, type Maybe } from '../maybe.js'
 import { contextOf } from '../request.js'
 import { parse, within } from '../schema.js'
 import { freezeParsed } from './plain.js'
 
 export type TicketStore = Pick<Cluster, 'putTicket' | 'takeTicket'>
 
+/** What issuing and taking need. */
+export interface TicketParts {
+  readonly store: TicketStore
+  readonly realm: string
+  /** In milliseconds. */
+  readonly timeout: number
+}
+
 const INVALID: Refusal = 'FST_HYBRID_AUTH_INVALID_TICKET'
-const FORM = /^[A-Za-z0-9_-]{43}$/
+/** What kind of credential it stands for, and a secret. */
+const FORM = /^[js][A-Za-z0-9_-]{43}$/
 const BYTES = 32
 
 const options = v.strictObject({ ttl: v.optional(within(1000, 300_000, 'milliseconds'), 30_000) }, 'must be an object')
@@ -26,7 +36,7 @@ const kept = v.strictObject({
   /** Where the page that asked for it came from; null: the request did not say. */
   origin: v.nullable(text),
   credential: v.variant('authType', [
-    v.strictObject({ ...who, authType: v.literal('jwt'), claims: v.looseObject({}), tokenId: text, expiresAt: v.nullable(v.number()) }),
+    v.strictObject({ ...who, authType: v.literal('jwt'), claims: v.looseObject({}), tokenId: text }),
     v.strictObject({ ...who, authType: v.literal('session'), sessionId: text })
   ])
 })
@@ -45,16 +55,19 @@ export interface PresentedTicket {
  * @throws FST_HYBRID_AUTH_NOT_AUTHENTICATED, FST_HYBRID_AUTH_INVALID_OPTION; rejects with FST_HYBRID_AUTH_UNAVAILABLE
  * where it cannot be kept
  */
-export async function issueTicket (store: TicketStore, request: FastifyRequest, given: TicketOptions | undefined, timeout: number): Promise<string> {
+export async function issueTicket ({ store, realm, timeout }: TicketParts, request: FastifyRequest, given: TicketOptions | undefined): Promise<string> {
   const context = contextOf(request)
   if (context === null) throw authError('FST_HYBRID_AUTH_NOT_AUTHENTICATED')
   const { ttl } = parse(options, given ?? {}, 'options')
-  const ticket = randomBytes(BYTES).toString('base64url')
+  const ticket = (context.authType === 'session' ? 's' : 'j') + randomBytes(BYTES).toString('base64url')
   const left = Math.max(1, Math.min(ttl, (context.expiresAt ?? Infinity) - Date.now()))
-  const put = attempt(() => store.putTicket(keyOf(ticket), JSON.stringify({ origin: request.headers.origin ?? null, credential: credentialOf(context) }), left),
-    // What a store says is nobody's business.
-    (error: unknown) => { throw isCoded(error) ? error : authError('FST_HYBRID_AUTH_UNAVAILABLE') })
-  if (await Promise.race([put, late(timeout)]) === LATE) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
+  const value = JSON.stringify({ origin: request.headers.origin ?? null, credential: credentialOf(context) })
+  const put = async (): Promise<boolean> => {
+    await store.putTicket(keyOf(ticket, realm), value, left)
+    return true
+  }
+  // What a store says is nobody's business.
+  if (!await settledWithin(put(), timeout, false)) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
   return ticket
 }
 
@@ -62,9 +75,9 @@ export async function issueTicket (store: TicketStore, request: FastifyRequest, 
  * The credential that it stands for. It is gone with the first who asks, whatever comes of it.
  * @throws, or rejects with, what the store throws
  */
-export function takeTicket (store: TicketStore, { ticket, isFrom }: PresentedTicket): Maybe<KeptCredential | Refusal> {
+export function takeTicket ({ store, realm }: Pick<TicketParts, 'store' | 'realm'>, { ticket, isFrom }: PresentedTicket): Maybe<KeptCredential | Refusal> {
   if (!FORM.test(ticket)) return INVALID
-  return whenReady(store.takeTicket(keyOf(ticket)), value => {
+  return whenReady(store.takeTicket(keyOf(ticket, realm)), value => {
     const found = value === null ? null : read(value)
     return found === null || !isFrom(found.origin) ? INVALID : found.credential
   })
@@ -73,7 +86,7 @@ export function takeTicket (store: TicketStore, { ticket, isFrom }: PresentedTic
 function credentialOf (context: AuthContext): KeptCredential {
   const { userId, tenantId } = context
   if (context.authType === 'session') return { authType: 'session', userId, tenantId, sessionId: context.sessionId }
-  return { authType: 'jwt', userId, tenantId, claims: { ...context.claims }, tokenId: context.tokenId, expiresAt: context.expiresAt }
+  return { authType: 'jwt', userId, tenantId, claims: { ...context.claims }, tokenId: context.tokenId }
 }
 
 function read (value: string): v.InferOutput<typeof kept> | null {
@@ -83,13 +96,7 @@ function read (value: string): v.InferOutput<typeof kept> | null {
   return result.output
 }
 
-const LATE = Symbol('late')
-
-function late (ms: number): Promise<typeof LATE> {
-  return new Promise(resolve => { setTimeout(resolve, ms, LATE).unref() })
-}
-
-/** The ticket itself is kept nowhere. */
-function keyOf (ticket: string): string {
-  return createHash('sha256').update(ticket).digest('base64url')
+/** The ticket itself is kept nowhere. One of a token is found by those alone who would accept that token. */
+function keyOf (ticket: string, realm: string): string {
+  return createHash('sha256').update(ticket.startsWith('j') ? `${ticket}\n${realm}` : ticket).digest('base64url')
 }
