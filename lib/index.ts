@@ -24,7 +24,10 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
 
   const audit = createAuditor(options.audit)
   const revocations = new Revocations()
-  const node = new ClusterNode({ ...options, cluster: options.cluster ?? memoryCluster() }, revocations, audit, cause => { logFault(app.log, 'cluster', cause, 'the other nodes cannot be reached') })
+  const node = new ClusterNode({ ...options, cluster: options.cluster ?? memoryCluster() }, revocations, audit, {
+    onLost (cause) { logFault(app.log, 'cluster', cause, 'the other nodes cannot be reached') },
+    onIgnored () { app.log.warn('ignored a message that no node of this cluster can have sent: do all have the same secret?') }
+  })
   audit.events.on('cluster_recovered', event => { app.log.info({ hybridAuth: event }, 'the other nodes can be reached again') })
   const chain = await createChain(options, { report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster })
   const hub = createHub(options, { verifiers: chain, audit, report, revocations, limits: node.limits })

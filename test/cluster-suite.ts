@@ -368,7 +368,7 @@ export function clusterSuite (t: Test, name: string, makeDriver: MakeDriver, opt
       const first = await a.open({ token })
       const second = await b.open({ token })
       const third = await c.open({ token })
-      t.match(await endOf(first.peer), { code: FULL, reason: /"code":"too_many_connections"/ })
+      t.match(await endOf(first.peer), { code: FULL, reason: /"code":"evicted","action":"stop"/ })
       await eventually('it is heard of', () => a.count('limited') === 1)
       const fourth = await c.open({ token })
       t.match(await endOf(second.peer), { code: FULL })

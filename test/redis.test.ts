@@ -39,13 +39,14 @@ t.test('options that cannot be used throw, and name themselves', async t => {
     [{ clusterLossDelay: -1 }, 'cluster.clusterLossDelay'], [{ clusterLossDelay: Number.NaN }, 'cluster.clusterLossDelay'], [{ clusterLossDelay: Infinity }, 'cluster.clusterLossDelay'],
     [{ nodeTimeout: 499 }, 'cluster.nodeTimeout'], [{ nodeTimeout: 600_001 }, 'cluster.nodeTimeout'], [{ nodeTimeout: '1000' }, 'cluster.nodeTimeout'],
     [{ timeout: 49 }, 'cluster.timeout'], [{ timeout: 60_001 }, 'cluster.timeout'],
+    [{ secret: undefined }, 'cluster.secret'],
     [{ onclusterloss: 'serve' }, 'cluster.onclusterloss'], [{ url: 'redis://localhost' }, 'cluster.url']
   ]
   for (const [options, name] of rows) {
     t.throws(() => redisCluster(client, untyped(options)), { code: 'FST_HYBRID_AUTH_INVALID_OPTION', message: new RegExp(`^Invalid option ${name.replaceAll('.', '\\.')}[:.]`) }, JSON.stringify(options))
   }
   for (const given of [7, 'text']) t.throws(() => redisCluster(client, untyped(given)), { code: 'FST_HYBRID_AUTH_INVALID_OPTION', message: /option cluster/ }, JSON.stringify(given))
-  for (const given of [undefined, {}, { prefix: undefined, secret: undefined }, { secret: 'x'.repeat(32) }, { secret: Buffer.alloc(32) }, { secret: ['x'.repeat(32), Buffer.alloc(32)] }, { nodeTimeout: 500, timeout: 50, clusterLossDelay: 0 }]) {
+  for (const given of [undefined, {}, { prefix: undefined }, { secret: 'x'.repeat(32) }, { secret: Buffer.alloc(32) }, { secret: ['x'.repeat(32), Buffer.alloc(32)] }, { nodeTimeout: 500, timeout: 50, clusterLossDelay: 0 }]) {
     t.match(redisCluster(client, given), { join: Function })
   }
 })
@@ -282,7 +283,7 @@ t.test('whatever one node may order, the others understand', { ...needsRedis }, 
     else t.match(result, { durable: true, nodes: { acknowledged: 2, missing: 0 } }, what)
   }
   for (const permissions of [[], ['a'], ['x'.repeat(2048)]]) t.match(await node.app.hybridAuth.setPermissions('alice', permissions), { nodes: { acknowledged: 2 } })
-  const targets: RevokeTarget[] = [{ userId: 'x'.repeat(2048), issuer: null, tenantId: 'acme', issuedBefore: 1 }, { tokenId: 'j', issuer: 'i' }, { jti: 'j', iss: null }, { sessionId: 's' }, { token: tokenOf('alice') }, { tenantId: 'acme' }]
+  const targets: RevokeTarget[] = [{ userId: 'x'.repeat(2048), issuer: null, tenantId: 'acme', issuedBefore: 1e11 }, { tokenId: 'j', issuer: 'i' }, { jti: 'j', iss: null }, { sessionId: 's' }, { token: tokenOf('alice') }, { tenantId: 'acme' }]
   for (const target of targets) t.match(await node.revoke(target, { reason: 'x'.repeat(200), mode: { reauthWithin: 86_400_000 } }), { nodes: { acknowledged: 2, missing: 0 } })
   t.same([b.status().ignored, b.status().revocations], [0, targets.length])
 })

@@ -286,7 +286,7 @@ const LIFETIMES: Lifetime[] = [
   { what: 'a user, where a token has no end', target: { userId: 'u' }, retention: HOUR, saw: [START + 1000, null, START + 2000], ends: null },
   { what: 'a user, issued before', target: { userId: 'u', issuedBefore: START - 1000 }, retention: HOUR, ends: START + HOUR + MINUTE },
   { what: 'a user, issued before a time to come', target: { userId: 'u', issuedBefore: START + DAY }, retention: HOUR, ends: START + DAY + HOUR + MINUTE },
-  { what: 'a user, issued before longer than anything is kept', target: { userId: 'u', issuedBefore: 1 }, retention: HOUR, ends: START + HOUR + MINUTE },
+  { what: 'a user, issued before longer than anything is kept', target: { userId: 'u', issuedBefore: 1e11 }, retention: HOUR, ends: START + HOUR + MINUTE },
   { what: 'a user, kept for a second', target: { userId: 'u' }, retention: 1000, ends: START + HOUR },
   { what: 'a user, issued before, where a token lives longer', target: { userId: 'u', issuedBefore: START - DAY }, retention: HOUR, saw: [START + HOUR], ends: START + HOUR + MINUTE }
 ]
@@ -306,7 +306,7 @@ t.test('reauthWithin gives a user or a tenant the present, and nothing else', as
   stopClock(t, START)
   const mode = { reauthWithin: 1000 }
   const table: Array<[RevokeTarget, RevokeOptions | undefined, number | undefined]> = [
-    [{ userId: 'u' }, { mode }, START], [{ tenantId: 't' }, { mode }, START], [{ userId: 'u', issuedBefore: 5 }, { mode }, 5],
+    [{ userId: 'u' }, { mode }, START], [{ tenantId: 't' }, { mode }, START], [{ userId: 'u', issuedBefore: 2e11 }, { mode }, 2e11],
     [{ sessionId: 's' }, { mode }, undefined], [{ jti: 'k' }, { mode }, undefined], [{ userId: 'u' }, { mode: 'now' }, undefined], [{ userId: 'u' }, undefined, undefined]
   ]
   for (const [target, options, before] of table) {

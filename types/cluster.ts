@@ -21,7 +21,7 @@ export type RevokeTarget =
   | { token: string }
 
 export interface RevokeOptions {
-  /** For the audit log, at most 200 printable ASCII characters. Clients do not learn it. @default '' */
+  /** For the audit log, at most 200 characters. Clients do not learn it. @default '' */
   reason?: string | undefined
   /**
    * What happens to open sockets. `now`: closed with 4006. `reauthWithin`: asked for another credential, and closed if
@@ -40,7 +40,7 @@ export interface RevokeOptions {
 
 /** What a command met, on all nodes that answered in time. */
 export interface CommandResult {
-  /** Of this command, in audit events of every node. */
+  /** What the nodes know the command by. */
   readonly id: string
   /** Open connections that it concerns. */
   readonly matched: number

@@ -28,7 +28,7 @@ export async function carryOut (executor: Executor, command: Command): Promise<O
       await disconnectAll(found, closeByOf(code), reason === undefined ? {} : { reason })
       return { matched: found.length, closed: found.length }
     }
-    case 'permissions': return { matched: changePermissions(hub, command.userId, command.permissions), closed: 0 }
+    case 'permissions': return changePermissions(hub, command.userId, command.permissions)
     case 'evict': {
       const { length } = command.leases.filter(lease => hub.limits?.evict(lease) === true)
       return { matched: length, closed: length }

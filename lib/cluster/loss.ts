@@ -1,5 +1,7 @@
 /** What a node does while the others cannot be reached. */
-import { disconnectAll } from '../connection/enforce.js'
+import { closeConnection, RETRY_AFTER } from '../connection/closing.js'
+import { someTimeIn } from '../connection/drain.js'
+import { inBatches } from '../connection/enforce.js'
 import type { Hub } from '../connection/hub.js'
 import type { Auditor } from '../observe/audit.js'
 import type { Cluster, Recovery } from './cluster.js'
@@ -35,7 +37,7 @@ export class ClusterLoss {
     if (action === 'serve') return
     this.#timer = setTimeout(() => {
       this.#isolate(true)
-      if (action === 'close' && this.#hub !== null) disconnectAll(this.#hub.registry.find({}), 'Unavailable', {}).catch(() => {})
+      if (action === 'close' && this.#hub !== null) closeAll(this.#hub).catch(() => {})
     }, after)
     this.#timer.unref()
   }
@@ -56,4 +58,11 @@ export class ClusterLoss {
     this.#isIsolated = isIsolated
     if (this.#hub !== null) this.#hub.isIsolated = isIsolated
   }
+}
+
+/** They are not let in again at once, and do not come all together. */
+async function closeAll ({ registry }: Hub): Promise<void> {
+  await inBatches(registry.find({}), connection => {
+    closeConnection(connection, 'Unavailable', { retryAfterMs: RETRY_AFTER + someTimeIn(RETRY_AFTER) })
+  })
 }

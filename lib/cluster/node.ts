@@ -4,6 +4,7 @@ import type { FastifyRequest } from 'fastify'
 import type { ClusterStatus, CommandResult, RevokeOptions, RevokeTarget, TicketOptions } from '../../types/cluster.js'
 import type { ConnectionFilter, DisconnectOptions } from '../../types/connection.js'
 import type { Hub } from '../connection/hub.js'
+import { authError } from '../errors.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
 import { ConnectionLimits } from '../policy/limits.js'
@@ -25,6 +26,13 @@ const PART = 500
 
 type Order = Command extends infer One ? One extends Command ? Omit<One, 'id' | 'from' | 'at'> : never : never
 
+/** What the operator is told. */
+export interface ClusterReports {
+  readonly onLost: (cause: unknown) => void
+  /** Once, for the first. */
+  readonly onIgnored: () => void
+}
+
 export class ClusterNode implements ClusterMember {
   readonly id = randomBytes(9).toString('base64url')
   readonly cluster: Cluster
@@ -36,10 +44,13 @@ export class ClusterNode implements ClusterMember {
   /** Commands of the last hour, and when they came. */
   readonly #seen = new Map<string, number>()
   #hub: Hub | null = null
+  readonly #onIgnored: () => void
   #ignored = 0
+  #isStopped = false
 
-  constructor ({ cluster, limits, revocations, jwt }: ParsedOptions & { readonly cluster: ClusterDriver }, known: Revocations, audit: Auditor, report: (cause: unknown) => void) {
-    this.#loss = new ClusterLoss(this.id, audit, report)
+  constructor ({ cluster, limits, revocations, jwt }: ParsedOptions & { readonly cluster: ClusterDriver }, known: Revocations, audit: Auditor, { onLost, onIgnored }: ClusterReports) {
+    this.#loss = new ClusterLoss(this.id, audit, onLost)
+    this.#onIgnored = onIgnored
     this.#known = known
     this.#settings = { retention: revocations.retention, clockTolerance: jwt?.clockTolerance ?? 0 }
     this.cluster = cluster.join(this)
@@ -99,6 +110,7 @@ export class ClusterNode implements ClusterMember {
   }
 
   async stop (): Promise<void> {
+    this.#isStopped = true
     this.#loss.stop()
     await this.cluster.stop()
     this.#known.stop()
@@ -135,6 +147,7 @@ export class ClusterNode implements ClusterMember {
 
   ignored (): void {
     this.#ignored++
+    if (this.#ignored === 1) this.#onIgnored()
   }
 
   /** Ends connections that had to go for another, and does not wait for it. */
@@ -147,6 +160,7 @@ export class ClusterNode implements ClusterMember {
 
   /** Carried out here at once, then everywhere else. */
   async #order (order: Order, { id = randomBytes(12).toString('base64url'), awaits = true } = {}): Promise<CommandResult> {
+    if (this.#isStopped) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
     const command: Command = { ...order, id, from: this.id, at: Date.now() }
     this.#remember(command)
     const here = this.#carryOut(command)

@@ -15,7 +15,7 @@ export interface RedisClusterOptions {
    * write to Redis can order a revocation, or forge a ticket. Of a list the first signs and each is accepted, for rotation.
    * @default none
    */
-  secret?: string | Buffer | ReadonlyArray<string | Buffer> | undefined
+  secret?: string | Buffer | ReadonlyArray<string | Buffer>
   /**
    * What happens while Redis cannot be reached: nothing, new sockets are refused, or open ones are closed as well.
    * @default 'refuse-new'
@@ -51,9 +51,11 @@ const schema = v.strictObject({
  * application. The client itself stays the caller's.
  * @throws FST_HYBRID_AUTH_INVALID_OPTION
  */
-export function redisCluster (client: RedisClient, options?: RedisClusterOptions): ClusterDriver {
+export function redisCluster (client: RedisClient, options: RedisClusterOptions = {}): ClusterDriver {
   if (!isClient(client)) throw invalidOption('cluster.client', 'must be a client of node-redis 5 or newer')
-  const { secret, ...settings } = parse(schema, options ?? {}, 'cluster')
+  // A variable of the environment that is not set must not turn signing off.
+  if (Object.hasOwn(options, 'secret') && Reflect.get(options, 'secret') === undefined) throw invalidOption('cluster.secret', 'is undefined')
+  const { secret, ...settings } = parse(schema, options, 'cluster')
   const codec = createCodec(secret ?? [])
   return { join: member => new RedisNode(client, codec, settings, member) }
 }

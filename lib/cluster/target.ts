@@ -15,7 +15,10 @@ const text = v.pipe(v.string('must be a text'), v.nonEmpty('must not be empty'),
 const time = (what: string) => v.pipe(v.number(`must be ${what}`), v.finite(`must be ${what}`), v.minValue(0, `must be ${what}`))
 /** As long as the longest that any verifier accepts. */
 const MAX_TOKEN = 65_536
-const epoch = time('a time in milliseconds since the epoch')
+/** Before this, in 1973, nothing was issued: it is seconds that were given. */
+const EARLIEST = 1e11
+const MILLISECONDS = 'must be a time in milliseconds since the epoch'
+const epoch = v.pipe(v.number(MILLISECONDS), v.finite(MILLISECONDS), v.minValue(EARLIEST, MILLISECONDS))
 
 const target = v.strictObject({
   userId: v.optional(text),
@@ -36,9 +39,9 @@ const NARROWED_BY = {
 } as const satisfies Partial<Record<keyof Target, ReadonlyArray<keyof Target>>>
 const SELECTORS = Object.keys(NARROWED_BY) as Array<keyof typeof NARROWED_BY>
 
-const REASON = /^[\x20-\x7e]{0,200}$/
+const REASON = /^\P{Cc}{0,200}$/u
 const options = v.strictObject({
-  reason: v.optional(v.pipe(v.string('must be a text'), v.regex(REASON, 'must be at most 200 printable ASCII characters')), ''),
+  reason: v.optional(v.pipe(v.string('must be a text'), v.regex(REASON, 'must be at most 200 characters, none of them a control character')), ''),
   mode: v.optional(v.union([
     v.literal('now'),
     v.strictObject({ reauthWithin: v.pipe(time('milliseconds'), v.minValue(1, 'must be at least 1 millisecond'), v.maxValue(86_400_000, 'must be at most a day')) })

@@ -24,11 +24,14 @@ interface Close {
   readonly action: CloseAction
 }
 
+/** Makes room for another: it must not come back at once, or the two would evict each other for ever. */
+export const EVICTED: CloseDetails = { reason: 'evicted', action: 'stop' }
+
 /** Closes by a row of the table. Nothing is delivered from here on, in either direction. Does nothing the second time. */
 export function closeConnection (connection: GuardedConnection, by: CloseBy, details: CloseDetails = {}): void {
   if (!connection.isOpen) return
   const { hub } = connection.route
-  const { code, action, reason } = resolveClose(by, hub.settings.closeCodes, details.reason)
+  const { code, action, reason } = resolveClose(by, hub.settings.closeCodes, details)
   if (connection.speaks) {
     const { retryAfterMs } = details
     sendFrame(connection.socket, { type: 'bye', code: reason, action, ...(retryAfterMs !== undefined && { retryAfterMs }) })
@@ -66,7 +69,7 @@ export function finish (connection: GuardedConnection, code: number, reason: Buf
 
 /** Closes a socket that never became a connection. */
 export function closeSocket (socket: Socket, name: CloseName, codes: CloseCodes, details: CloseDetails = {}): void {
-  const { code, reason, action } = resolveClose(name, codes, details.reason)
+  const { code, reason, action } = resolveClose(name, codes, details)
   const waiting = { due: -1, position: 0, look: () => { socket.terminate() } }
   wheel.schedule(waiting, CLOSE_GRACE)
   socket.on('error', () => { socket.terminate() })
@@ -89,11 +92,11 @@ export function checkClose (code: unknown, reason: unknown): void {
   }
 }
 
-function resolveClose (by: CloseBy, codes: CloseCodes, reason: string | undefined): Close {
+function resolveClose (by: CloseBy, codes: CloseCodes, { reason, action }: CloseDetails): Close {
   const name = typeof by === 'string' ? by : nameOf(by)
   if (name === undefined) return { code: Number(by), reason: reason ?? 'closed', action: 'stop' }
   const row = CLOSE[name]
-  return { code: codes[name] ?? row.code, reason: reason ?? row.reason, action: row.action }
+  return { code: codes[name] ?? row.code, reason: reason ?? row.reason, action: action ?? row.action }
 }
 
 function nameOf (code: number): CloseName | undefined {

@@ -8,7 +8,7 @@ import type { Place } from '../policy/limits.js'
 import type { RequirementCheck } from '../policy/requirements.js'
 import { SUBPROTOCOL } from '../protocol.js'
 import { setContext, type Socket } from '../request.js'
-import { closeConnection, closeSocket, RETRY_AFTER } from './closing.js'
+import { closeConnection, closeSocket, EVICTED } from './closing.js'
 import { GuardedConnection, type HeldFrame } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
 import { someTimeIn } from './drain.js'
@@ -51,7 +51,7 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
   const { hub } = route
   const { closeCodes, drain, limits } = hub.settings
   if (place?.isEvicted === true) {
-    closeSocket(socket, 'TooManyConnections', closeCodes)
+    closeSocket(socket, 'TooManyConnections', closeCodes, EVICTED)
     return
   }
   if (hub.isDraining) {
@@ -101,7 +101,7 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
     connection.place = place
     place.onEvicted = () => {
       hub.audit.limited(connection, 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS')
-      closeConnection(connection, 'TooManyConnections', { retryAfterMs: RETRY_AFTER })
+      closeConnection(connection, 'TooManyConnections', EVICTED)
     }
   }
   return connection

@@ -2,6 +2,7 @@
 import { setImmediate as immediate } from 'node:timers/promises'
 import type { ConnectionFilter } from '../../types/connection.js'
 import type { AuthContext } from '../../types/context.js'
+import type { Outcome } from '../cluster/cluster.js'
 import { isAimedAt, isOlder, type Revocation } from '../cluster/revocations.js'
 import { AT_ONCE, now } from './clock.js'
 import { closeConnection } from './closing.js'
@@ -64,7 +65,7 @@ export async function disconnectAll (connections: readonly GuardedConnection[], 
 }
 
 /** A new version of every context, and the route's rule asked of it. */
-export function changePermissions (hub: Hub, userId: string, given: readonly string[]): number {
+export function changePermissions (hub: Hub, userId: string, given: readonly string[]): Outcome {
   const permissions = Object.freeze([...given])
   const connections = hub.registry.find({ userId })
   for (const connection of connections) {
@@ -77,5 +78,5 @@ export function changePermissions (hub: Hub, userId: string, given: readonly str
       if (connection.speaks) sendFrame(connection.socket, { type: 'permission_update', permissions, added, removed })
     })
   }
-  return connections.length
+  return { matched: connections.length, closed: connections.filter(({ isOpen }) => !isOpen).length }
 }

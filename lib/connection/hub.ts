@@ -8,7 +8,7 @@ import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
 import type { ConnectionLimits } from '../policy/limits.js'
 import type { RequirementCheck } from '../policy/requirements.js'
-import type { CloseName } from '../protocol.js'
+import type { CloseAction, CloseName } from '../protocol.js'
 import type { VerifiedSession } from '../verify/session.js'
 import type { GuardedConnection } from './connection.js'
 import type { ReusableMessage } from './message.js'
@@ -78,6 +78,8 @@ export interface RouteSettings {
 
 export interface CloseDetails {
   readonly reason?: string
+  /** Instead of the row's. */
+  readonly action?: CloseAction
   readonly retryAfterMs?: number
 }
 
