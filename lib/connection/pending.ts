@@ -8,7 +8,7 @@ import type { Place } from '../policy/limits.js'
 import { networkOf } from '../request.js'
 import { parseClientFrame, type CloseName } from '../protocol.js'
 import { limitBytes } from './bytes.js'
-import { closeSocket } from './closing.js'
+import { closeSocket, EVICTED } from './closing.js'
 import type { HeldFrame } from './connection.js'
 import { controlType } from './control.js'
 import type { FastifyRequest } from 'fastify'
@@ -123,13 +123,16 @@ export class PendingSocket implements SocketOwner, Wheeled {
       : whenReady(meets(outcome, this.#request), (holds): Maybe<AuthContext | Refusal> => holds ? takePlace(outcome) : 'FST_HYBRID_AUTH_FORBIDDEN')), failed)
     settleWithin<AuthContext | Refusal>(admitted, hub.settings.handshakeTimeout, UNAVAILABLE, given => {
       if (!this.#isPending) return
-      const outcome = hasLost(place) ? 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS' : given
-      if (isRefusal(outcome)) {
-        this.fail(ERRORS[outcome].close, outcome)
+      if (hasLost(place)) {
+        this.fail('TooManyConnections', 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS', EVICTED)
+        return
+      }
+      if (isRefusal(given)) {
+        this.fail(ERRORS[given].close, given)
         return
       }
       this.#leave()
-      this.#done(outcome, this.#held, place)
+      this.#done(given, this.#held, place)
     })
   }
 

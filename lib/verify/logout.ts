@@ -4,7 +4,7 @@ import type {} from '@fastify/session'
 import type { SessionStore } from '../../types/options.js'
 import { settledWithin } from '../deadline.js'
 import { invalidOption } from '../errors.js'
-import { attempt, whenReady } from '../maybe.js'
+import { attempt } from '../maybe.js'
 import type { ParsedSessionOptions } from '../options.js'
 import { holds, isStore, isStored } from './store.js'
 
@@ -81,6 +81,7 @@ function watchStore (store: SessionStore & Watched, watch: LogoutWatch): boolean
  * and what it answers, stays its own.
  */
 function stand (store: SessionStore): Watch | null {
+  if (!isReplaceable(store)) return null
   const watches = new Set<LogoutWatch>()
   // Sessions that were in the store not long ago: found, or saved.
   const there = new Set<string>()
@@ -116,9 +117,18 @@ function stand (store: SessionStore): Watch | null {
       }
       // One that never was in the store, as everybody without a cookie is given, is nobody's.
       const found = attempt(() => holds(store, sessionId), () => true)
-      return whenReady(found instanceof Promise ? settledWithin(found, PATIENCE, true) : found, isThere => {
-        if (isThere) tell(sessionId)
+      if (!(found instanceof Promise)) {
+        if (found) tell(sessionId)
         return run()
+      }
+      return settledWithin(found, PATIENCE, true).then(isThere => {
+        if (isThere) tell(sessionId)
+        return attempt(run, error => {
+          // What the store throws would find nobody to catch it by now.
+          const callback = rest.find(isCallback)
+          if (callback === undefined) throw error
+          callback(error)
+        })
       })
     }
   }
@@ -127,12 +137,18 @@ function stand (store: SessionStore): Watch | null {
     if (there.delete(sessionId) && original.destroy != null) quietly(original.destroy, store, sessionId)
   }
   const watch = { watches, onLogout }
-  const isWatched = Reflect.defineProperty(store, WATCHED, { value: watch }) && MEMBERS.every(name => {
+  for (const name of MEMBERS) {
     const method = original[name]
-    const value = (sessionId: string, ...rest: unknown[]): unknown => method == null ? undefined : members[name](method, sessionId, rest)
-    return method == null || Reflect.defineProperty(store, name, { value, configurable: true, writable: true })
-  })
-  return isWatched ? watch : null
+    if (method == null) continue
+    const value = (sessionId: string, ...rest: unknown[]): unknown => members[name](method, sessionId, rest)
+    Object.defineProperty(store, name, { value, configurable: true, writable: true })
+  }
+  Object.defineProperty(store, WATCHED, { value: watch })
+  return watch
+}
+
+function isReplaceable (store: object): boolean {
+  return Object.isExtensible(store) && MEMBERS.every(name => Object.getOwnPropertyDescriptor(store, name)?.configurable !== false)
 }
 
 function remember (there: Set<string>, sessionId: string): void {
