@@ -677,6 +677,14 @@ t.test('a session of which the store says nothing for a second counts as there, 
   t.strictSame(hanging.calls, ['destroy s1'])
 })
 
+t.test('a store that throws late, and was given no callback, rejects what destroy() returned', async t => {
+  const store = new ToldStore()
+  store.get = (_id, callback) => { setImmediate(callback, null, null) }
+  store.destroy = () => { throw new Error('the store is down') }
+  await serveLogout(t, { reader: 'store', store })
+  await t.rejects(Promise.resolve(Reflect.apply(store.destroy, store, ['nobody'])), { message: 'the store is down' })
+})
+
 t.test('a store that throws while it destroys a session that it was asked about first fails its request, and not the process', async t => {
   const unhandled: unknown[] = []
   const listeners = process.listeners('unhandledRejection')

@@ -12,10 +12,10 @@ import { createAuditor } from '../lib/observe/audit.js'
 import { parseOptions } from '../lib/options.js'
 import { closeReason } from '../lib/protocol.js'
 import { goodToken, handshake, inSeconds, JWT, rawExchange, SESSION_SECRET, statusOf } from './helpers.js'
-import { lookNow, setClock, type Pair } from './live.js'
+import { lookNow, setClock, type LiveOptions, type Pair } from './live.js'
 import { audited, bearer, codeAndReason, driverOf, isOpen, isRevoked, outcome, REVOKED, untyped, updateOf, withCookie, withoutId, type Audited } from './revoking.js'
 import { ask, codeOf, deferred, MapStore } from './stores.js'
-import { until } from './wire.js'
+import { authFrame, connect, until } from './wire.js'
 
 const OPTION = 'FST_HYBRID_AUTH_INVALID_OPTION'
 const UNAVAILABLE = 'FST_HYBRID_AUTH_UNAVAILABLE'
@@ -307,9 +307,9 @@ const revokeUser = (userId: string) => ({
 type Order = Command extends infer One ? One extends Command ? Omit<One, 'id' | 'from' | 'at'> : never : never
 const commandOf = (order: Order, changes: Partial<Pick<Command, 'id' | 'at'>> = {}): Command => ({ id: `c${++given}`, from: 'another', at: Date.now(), ...order, ...changes })
 
-async function joined (t: Test, changes: (inner: Cluster, member: ClusterMember) => Partial<Cluster> = () => ({}), auth: Partial<HybridAuthOptions> = {}) {
+async function joined (t: Test, changes: (inner: Cluster, member: ClusterMember) => Partial<Cluster> = () => ({}), auth: Partial<HybridAuthOptions> = {}, rest: Pick<LiveOptions, 'routes'> = {}) {
   const cluster = driverOf(changes)
-  const server = await audited(t, { auth: { cluster, ...auth } })
+  const server = await audited(t, { auth: { cluster, ...auth }, ...rest })
   const [member] = cluster.members
   if (member === undefined) throw new Error('nobody joined')
   return { ...server, member }
@@ -485,6 +485,18 @@ async function refusedOpening ({ port }: Audited): Promise<void> {
   }
   if (status !== 503) throw new Error('new sockets are never refused')
 }
+
+t.test('a first message that comes while the cluster is lost for too long is refused with 4012', async t => {
+  const { host, member } = await joined(t, () => ({ onLoss: { action: 'refuse-new', after: 0 } }), {}, {
+    routes (app) { app.get('/first', { websocket: true, auth: { firstMessage: true } }, () => { t.fail('the handler ran') }) }
+  })
+  const early = connect(t, host, { token: null, path: '/first' })
+  await early.opened
+  member.lost(new Error('away'))
+  await new Promise<void>(resolve => { setTimeout(resolve, 6) })
+  early.socket.send(authFrame(goodToken()))
+  t.match(await early.closed, { code: 4012, reason: /"code":"unavailable","action":"retry"/ })
+})
 
 for (const action of ['refuse-new', 'close'] as const) {
   t.test(`a cluster that is lost for too long: ${action}, until it is back`, async t => {

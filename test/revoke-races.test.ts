@@ -435,6 +435,19 @@ t.test('after revoke() was called no frame passes in either direction, of 2000 s
   await isOpen(t, other, 'the other user')
 })
 
+t.test('frames that wait for a listener do not reach one that is attached after the call, whichever batch their socket is in', async t => {
+  const { app, open } = await audited(t, { handler: () => {} })
+  const token = goodToken()
+  const pairs = await Promise.all(Array.from({ length: 60 }, () => open({ token })))
+  for (const { peer } of pairs) peer.say('too late')
+  await until(() => pairs.every(({ there }) => there.connection instanceof GuardedConnection && there.connection.held !== null))
+  const answer = app.hybridAuth.revoke({ userId: 'alice' })
+  for (const { there } of pairs) there.socket.on('message', (data: Buffer) => { there.received.push(data.toString()) })
+  t.match(await answer, outcome(60))
+  await Promise.all(pairs.map(async ({ peer }) => peer.end))
+  t.same(pairs.flatMap(({ there }) => there.received), [])
+})
+
 t.test('other work goes on between the batches', async t => {
   const { app, open } = await live(t, { auth: { heartbeat: false } })
   const token = goodToken()

@@ -216,6 +216,8 @@ t.test('both readers give the same answer to the same request', async t => {
     ['a poisoned user', JSON.parse('{ "cookie": {}, "user": { "userId": "bob", "__proto__": { "role": "admin" } } }')]
   ]
   const origin = (host: string) => ({ origin: `http://${host}` })
+  // One for both: the second may change between them.
+  const token = goodToken()
   const requests: Array<[string, (host: string, id: string) => Record<string, string>]> = [
     ['the cookie', (host, id) => ({ cookie: cookieFor(id), ...origin(host) })],
     ['no cookie', host => origin(host)],
@@ -224,8 +226,8 @@ t.test('both readers give the same answer to the same request', async t => {
     ['the cookie without Origin', (_host, id) => ({ cookie: cookieFor(id) })],
     ['the cookie from a foreign origin', (_host, id) => ({ cookie: cookieFor(id), origin: 'https://evil.example' })],
     ['a refused bearer and the cookie', (host, id) => ({ cookie: cookieFor(id), authorization: 'Bearer a.b.c', ...origin(host) })],
-    ['a good bearer and the cookie', (host, id) => ({ cookie: cookieFor(id), authorization: `Bearer ${goodToken()}`, ...origin(host) })],
-    ['a good bearer and a forged cookie', host => ({ cookie: 'sessionId=s1.x', authorization: `Bearer ${goodToken()}`, ...origin(host) })]
+    ['a good bearer and the cookie', (host, id) => ({ cookie: cookieFor(id), authorization: `Bearer ${token}`, ...origin(host) })],
+    ['a good bearer and a forged cookie', host => ({ cookie: 'sessionId=s1.x', authorization: `Bearer ${token}`, ...origin(host) })]
   ]
   const request = await READERS.request(t, { jwt: true })
   const store = await READERS.store(t, { jwt: true })

@@ -222,6 +222,14 @@ for (const reader of ['request', 'store'] as const) {
   })
 }
 
+t.test('a ticket of a token opens nothing where there are no tokens, whatever the store says', async t => {
+  const credential = { authType: 'jwt', userId: 'alice', tenantId: null, claims: { sub: 'alice' }, tokenId: 'j1' }
+  const { driver } = ticketCluster({ takeTicket: () => JSON.stringify({ origin: null, credential }) })
+  const { open } = await serveTickets(t, { reader: 'store', auth: { jwt: undefined, cluster: driver } })
+  const refused = await open(`j${'A'.repeat(43)}`)
+  t.strictSame([refused.status, codeOf(refused.body)], [401, INVALID])
+})
+
 t.test('a ticket dies with its token: the token, its user, its tenant revoked, or its time over', async t => {
   const clock = setClock(t)
   const { issue, open, app } = await serveTickets(t)
