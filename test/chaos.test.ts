@@ -169,7 +169,10 @@ for (const [index, durable] of [true, false].entries()) {
     t.equal(revoked.filter(({ peer }) => !peer.hasEnded).length, 0, 'sockets that live on')
     const codes = new Set(await Promise.all(revoked.filter(({ peer }) => peer.hasEnded).map(async ({ peer }) => (await peer.end).code)))
     t.same([...codes], [4006])
-    for (const { get } of nodes) t.match((await get('/status')).body, { connected: true, lostSince: null, queued: 0, revocations: REVOCATIONS, ignored: 0 })
+    for (const { get } of nodes) t.match((await get('/status')).body, { queued: 0, revocations: REVOCATIONS, ignored: 0 })
+    // A connection that was stalled may die of it a moment later.
+    while (!await converged() && performance.now() - healed < 2 * PATIENCE) await sleep(20)
+    t.ok(await converged(), 'all are connected')
     for (const { host } of nodes) {
       const answers = await Promise.all([...revoked, ...others].map(async ({ token }) => (await ask(host, '/me', bearer(token))).status))
       t.equal(answers.slice(0, REVOCATIONS).filter(status => status !== 401).length, 0, 'revoked tokens that are accepted')
