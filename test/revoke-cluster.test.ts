@@ -11,7 +11,7 @@ import { authError } from '../lib/errors.js'
 import { createAuditor } from '../lib/observe/audit.js'
 import { parseOptions } from '../lib/options.js'
 import { closeReason } from '../lib/protocol.js'
-import { goodToken, handshake, inSeconds, JWT, rawExchange, SESSION_SECRET, statusOf } from './helpers.js'
+import { goodToken, handshake, inSeconds, JWT, keepLines, rawExchange, SESSION_SECRET, statusOf } from './helpers.js'
 import { lookNow, setClock, type LiveOptions, type Pair } from './live.js'
 import { audited, bearer, codeAndReason, driverOf, isOpen, isRevoked, outcome, REVOKED, untyped, updateOf, withCookie, withoutId, type Audited } from './revoking.js'
 import { ask, codeOf, deferred, MapStore } from './stores.js'
@@ -69,7 +69,7 @@ t.test('setPermissions() closes 4007 where the route\'s rule no longer holds, an
   const { app, open, events } = await audited(t, { route: { permissions: ['a'] } })
   const { peer, there } = await open({ token: goodToken({ permissions: ['a', 'b'] }), speaks: true })
   t.match(await app.hybridAuth.setPermissions('alice', ['a']), { matched: 1, closed: 0 })
-  t.match(await app.hybridAuth.setPermissions('alice', ['b']), { matched: 1 })
+  t.match(await app.hybridAuth.setPermissions('alice', ['b']), { matched: 1, closed: 1 })
   t.same(codeAndReason(await peer.end), { code: 4007, reason: closeReason('Forbidden') })
   await there.closed
   t.equal(peer.framesOf('permission_update').length, 1)
@@ -485,6 +485,15 @@ async function refusedOpening ({ port }: Audited): Promise<void> {
   }
   if (status !== 503) throw new Error('new sockets are never refused')
 }
+
+t.test('messages that no node can have sent are counted, and the first of them is logged', async t => {
+  const lines = keepLines()
+  const cluster = driverOf()
+  const { app } = await audited(t, { auth: { cluster }, fastify: { logger: { stream: lines.stream, level: 'warn' } } })
+  for (const member of cluster.members) for (let i = 0; i < 3; i++) member.ignored()
+  t.equal(app.hybridAuth.status().ignored, 3)
+  t.equal(lines.text().split('same secret').length - 1, 1)
+})
 
 t.test('a first message that comes while the cluster is lost for too long is refused with 4012', async t => {
   const { host, member } = await joined(t, () => ({ onLoss: { action: 'refuse-new', after: 0 } }), {}, {
