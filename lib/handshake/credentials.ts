@@ -24,11 +24,11 @@ export function createCredentialFinder ({ query, subprotocol, ticket }: ParsedOp
     if (fromOffer !== null && fromHeader !== null) return MALFORMED
     const fromQuery = query ? readQuery(request, 'token') : undefined
     const fromTicket = ticket && request.ws ? readQuery(request, 'ticket') : undefined
-    if (fromQuery === null || fromTicket === null) return MALFORMED
     const first = fromHeader ?? fromOffer
-    if ([first ?? undefined, fromQuery, fromTicket].filter(one => one !== undefined).length > 1) return MALFORMED
-    if (fromTicket !== undefined) return { ticket: fromTicket }
-    return fromQuery === undefined ? first : { token: fromQuery, via: 'query' }
+    if (fromQuery === null || fromTicket === null) return MALFORMED
+    if (fromTicket !== undefined) return first === null && fromQuery === undefined ? { ticket: fromTicket } : MALFORMED
+    if (fromQuery === undefined) return first
+    return first === null ? { token: fromQuery, via: 'query' } : MALFORMED
   }
 }
 

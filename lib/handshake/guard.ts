@@ -111,7 +111,7 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
   function takeCredential (request: FastifyRequest): Found {
     const found = findCredential(request)
     if (options.credentials.query) dropParameter(request, 'token')
-    if (options.credentials.ticket && request.ws) dropParameter(request, 'ticket')
+    if (options.credentials.ticket && request.ws && hasTicket(request)) dropParameter(request, 'ticket')
     return found
   }
 
@@ -120,10 +120,11 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     // Browsers send cookies along to any socket, and Origin with every one: whoever sends one is held to it.
     if (request.ws && origin !== undefined && !isSameOrAllowed(request)) return 'FST_HYBRID_AUTH_ORIGIN_REFUSED'
     if (isRefusal(found)) return found
-    const presented = found !== null && 'ticket' in found
-      ? { bearer: null, ticket: { ...found, isFrom: (asked: string | null) => asked === null ? origin === undefined || isOwn(request, origin) : asked === origin } }
-      : { bearer: found }
-    return chain.authenticate(request, { ...presented, mayUseCookie: () => mayUseCookie(request) })
+    if (found !== null && 'ticket' in found) {
+      const isFrom = (asked: string | null) => asked === null ? origin === undefined || isOwn(request, origin) : asked === origin
+      return chain.redeem(request, { ticket: found.ticket, isFrom })
+    }
+    return chain.authenticate(request, { bearer: found, mayUseCookie: () => mayUseCookie(request) })
   }
 
   function mayUseCookie (request: FastifyRequest): boolean {
@@ -150,6 +151,10 @@ function isContext (verdict: Verdict): verdict is AuthContext {
 /** A credential that is absent, or a cookie that names nobody: browsers keep those long after the session. */
 function isAnonymous (refusal: Refusal): boolean {
   return refusal === 'FST_HYBRID_AUTH_MISSING_CREDENTIALS' || refusal === 'FST_HYBRID_AUTH_INVALID_SESSION'
+}
+
+function hasTicket ({ query }: FastifyRequest): boolean {
+  return typeof query === 'object' && query !== null && 'ticket' in query
 }
 
 /** From here on nothing that logs the URL or the query can log the credential. */

@@ -14,7 +14,6 @@ import { createSessionVerifier, type SessionVerifier, type VerifiedSession } fro
 /** What a caller knows of the request that this folder does not. */
 export interface Presented {
   readonly bearer: { readonly token: string, readonly via: Via } | null
-  readonly ticket?: PresentedTicket
   /** Asked before a session is read. */
   readonly mayUseCookie: () => boolean
 }
@@ -42,8 +41,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   const sessions = options.session === undefined ? null : await createSessionVerifier(options.session, () => { onBadIdentity('session.user') })
 
   /** Who the request comes from. Neither throws nor rejects. */
-  function authenticate (request: FastifyRequest, { bearer, ticket, mayUseCookie }: Presented): Maybe<AuthContext | Refusal> {
-    if (ticket !== undefined) return tryTicket(request, ticket)
+  function authenticate (request: FastifyRequest, { bearer, mayUseCookie }: Presented): Maybe<AuthContext | Refusal> {
     if (bearer === null) return trySession(request, mayUseCookie)
     return whenReady(tryJwt(request, bearer), outcome => {
       if (!isRefusal(outcome) || options.fallback === 'absent' || sessions?.isPresented(request) !== true) return outcome
@@ -66,8 +64,8 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
     return revocations.covers(context) ? revokedAs(context) : context
   }
 
-  /** It is worth what its credential is worth here and now. */
-  function tryTicket (request: FastifyRequest, presented: PresentedTicket): Maybe<AuthContext | Refusal> {
+  /** Who a ticket stands for: it is worth what its credential is worth here and now. Neither throws nor rejects. */
+  function redeem (request: FastifyRequest, presented: PresentedTicket): Maybe<AuthContext | Refusal> {
     return closed(request, 'ticket', () => whenReady(takeTicket({ store: tickets, realm }, presented), kept => {
       if (isRefusal(kept)) return kept
       const again: Maybe<AuthContext | Refusal> = kept.authType === 'session'
@@ -92,6 +90,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   return {
     realm,
     authenticate,
+    redeem,
     /** Who a token names that came over an open socket. Neither throws nor rejects. */
     verifyToken: (request: FastifyRequest, token: string) => tryJwt(request, { token, via: 'message' }),
     /** null where there are no sessions. */
