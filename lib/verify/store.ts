@@ -1,4 +1,4 @@
-/** A session store of the express-session kind: read, and extended if asked for; its data is never written. */
+/** A session store of the express-session kind: read, and extended if asked for. What a logout means for it is in logout.ts. */
 import type { FastifyRequest } from 'fastify'
 import type {} from '@fastify/session'
 import type { SessionStore, StoredSession } from '../../types/options.js'
