@@ -25,6 +25,9 @@ const ROWS = {
   FST_HYBRID_AUTH_NOT_AUTHENTICATED: { status: 401, close: 'AuthenticationFailed', message: 'request.auth was read where nobody was authenticated' },
   FST_HYBRID_AUTH_FORBIDDEN: { status: 403, close: 'Forbidden', challenge: 'insufficient_scope', message: 'The credential does not allow this' },
   FST_HYBRID_AUTH_ORIGIN_REFUSED: { status: 403, close: 'Forbidden', message: 'This origin is not allowed' },
+  FST_HYBRID_AUTH_TLS_REQUIRED: { status: 403, close: 'Forbidden', message: 'This route is reached by TLS only' },
+  FST_HYBRID_AUTH_TOO_MANY_FAILURES: { status: 429, close: 'RateLimited', message: 'Too many attempts to authenticate have failed' },
+  FST_HYBRID_AUTH_RATE_LIMITED: { status: 429, close: 'RateLimited', message: 'Too much came in too short a time' },
   FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS: { status: 429, close: 'TooManyConnections', message: 'Too many connections are open' },
   FST_HYBRID_AUTH_UNAVAILABLE: { status: 503, close: 'Unavailable', message: 'Authentication is not available at the moment' },
   FST_HYBRID_AUTH_UNGUARDED_ROUTE: { status: 503, close: 'Unavailable', message: 'This route does not accept WebSocket connections' },
@@ -37,6 +40,13 @@ export type AuthErrorCode = keyof typeof ROWS
 
 /** A refusal travels as its code; only the answer to the client becomes an Error. */
 export type Refusal = AuthErrorCode
+
+/**
+ * What the parts that verify answer to a credential that looks like a guess, rather than one that is merely not good: it is
+ * counted, and becomes a refusal like any other.
+ */
+export const FORGED = 'forged'
+export type Forged = typeof FORGED
 
 /** The table, for who maps a code to a status, a close code or a challenge. */
 export const ERRORS: Readonly<Record<AuthErrorCode, ErrorRow>> = Object.freeze(ROWS)

@@ -1,9 +1,10 @@
 /** fastify-hybrid-auth: validate, build the parts, decorate, hook. */
+import { randomBytes } from 'node:crypto'
 import fp from 'fastify-plugin'
 import type { FastifyPluginAsync } from 'fastify'
 import type { HybridAuthOptions } from '../types/options.js'
 import { createClusterApi, ClusterNode } from './cluster/node.js'
-import { memoryCluster } from './cluster/memory.js'
+import { MAX_COUNTED, memoryCluster } from './cluster/memory.js'
 import { Revocations } from './cluster/revocations.js'
 import { createConnectionApi, createHub } from './connection/connections.js'
 import { drainHub, drainOnClose } from './connection/drain.js'
@@ -12,8 +13,10 @@ import { createGuards } from './handshake/guard.js'
 import { guardRoutes } from './handshake/routes.js'
 import { installSeam } from './handshake/seam.js'
 import { createAuditor } from './observe/audit.js'
+import { registerMetrics } from './observe/metrics.js'
 import { checkLogger, createIdentityWarning, logFault, redactNotFound } from './observe/redaction.js'
 import { parseOptions, parseRule } from './options.js'
+import { BucketTable } from './policy/bucket.js'
 import { CONTEXT, contextOf } from './request.js'
 import { watchLogouts } from './verify/logout.js'
 import { createChain, type FaultReporter } from './verify/chain.js'
@@ -22,15 +25,17 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   const options = parseOptions(given)
   checkLogger(app.log, options.credentials)
 
-  const audit = createAuditor(options.audit)
+  const audit = createAuditor(randomBytes(9).toString('base64url'), app.log, options.audit)
   const revocations = new Revocations()
   const node = new ClusterNode({ ...options, cluster: options.cluster ?? memoryCluster() }, revocations, audit, {
     onLost (cause) { logFault(app.log, 'cluster', cause, 'the other nodes cannot be reached') },
     onIgnored () { app.log.warn('ignored a message that no node of this cluster can have sent: do all have the same secret?') }
   })
-  audit.events.on('cluster_recovered', event => { app.log.info({ hybridAuth: event }, 'the other nodes can be reached again') })
-  const chain = await createChain(options, { report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster })
-  const hub = createHub(options, { verifiers: chain, audit, report, revocations, limits: node.limits })
+  const chain = await createChain(options, {
+    report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster, failures: node.failures, tally: audit.tally
+  })
+  const rates = { users: new BucketTable(MAX_COUNTED), cluster: node.cluster }
+  const hub = createHub(options, { verifiers: chain, audit, report, revocations, limits: node.limits, rates })
   node.attach(hub)
   const createGuard = createGuards(options, { chain, hub, audit, report })
 
@@ -48,6 +53,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
     ...createConnectionApi(hub),
     ...createClusterApi(node, { store: node.cluster, realm: chain.realm, timeout: options.handshakeTimeout }),
     events: audit.events,
+    metrics: registry => { registerMetrics(registry, { tally: audit.tally, tracer: chain.tracer, hub, node }) },
     contextOf,
     require: rule => createGuard(parseRule(rule), false)
   })
@@ -55,7 +61,10 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   guardRoutes(app, options.guard, createGuard)
   watchLogouts(app, options.session, node)
   drainOnClose(app, () => drainHub(hub))
-  app.addHook('onClose', async () => node.stop())
+  app.addHook('onClose', async () => {
+    await node.stop()
+    await audit.flush()
+  })
   if (options.credentials.query || options.credentials.ticket) app.addHook('onRequest', redactNotFound)
   app.addHook('onReady', async () => {
     if (options.session !== undefined && options.session.store === undefined && !app.hasRequestDecorator('session')) {
@@ -63,6 +72,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
     }
     installSeam(app)
     await node.cluster.start()
+    if (options.report.length > 0) app.log.warn(`limits that refuse nobody, and are only reported: ${options.report.join(', ')}`)
     if (options.guard === 'opt-in') app.log.warn('WebSocket routes without an `auth` option are open: guard is "opt-in"')
   })
 }

@@ -1,9 +1,11 @@
 /** The option schema, strict at every depth, and every default. */
 import * as v from 'valibot'
-import type { Algorithm, HybridAuthOptions, JwtOptions, SessionOptions } from '../types/options.js'
+import type { Algorithm, HybridAuthOptions, JwtOptions, Reportable, SessionOptions } from '../types/options.js'
 import type { AuthType } from '../types/context.js'
 import type { ClusterDriver } from './cluster/cluster.js'
 import type { MessageRule, RouteAuth, Rule, RuleFunction } from '../types/rules.js'
+import type { Rate } from './policy/bucket.js'
+import type { Rates, RouteRates } from './policy/rates.js'
 import { parseOriginPattern } from './handshake/origin.js'
 import { CLOSE, type CloseName } from './protocol.js'
 import { DAY, flag, fn, names, oneOf, oneOrMore, parse, text, within } from './schema.js'
@@ -59,7 +61,6 @@ const session = v.pipe(
   v.forward(v.check(given => !given.touch || given.store === undefined || given.store.touch !== undefined, 'needs a store with a touch(sessionId, session, callback) method'), ['touch']),
   v.forward(v.check(given => given.store === undefined || given.secret !== undefined, 'is required with session.store'), ['secret']),
   v.forward(v.check(given => given.store !== undefined || given.secret === undefined, UNUSED), ['secret']),
-  v.forward(v.check(given => given.store !== undefined || given.cookiePrefix === undefined, UNUSED), ['cookiePrefix']),
   v.transform(({ cookieName = 'sessionId', cookiePrefix = '', ...given }) => ({ ...given, cookieName, cookiePrefix })))
 
 const credentials = v.strictObject({
@@ -81,6 +82,18 @@ const connectionLimits = v.strictObject({
   perTenant: places(),
   policy: v.optional(oneOf(['reject', 'evict-oldest']), 'reject')
 })
+
+const perMinute = () => v.optional(v.pipe(within(1, 1e6, 'connections a minute'), v.integer('must be a whole number')))
+const connects = v.strictObject({ perUser: perMinute(), perIp: perMinute() })
+
+const failures = v.strictObject({
+  max: v.optional(v.pipe(within(1, 1000, 'failures'), v.integer('must be a whole number')), 10),
+  window: v.optional(within(1000, DAY, 'milliseconds'), 300_000),
+  block: v.optional(oneOf(['credential', 'address']), 'credential')
+})
+
+/** What `report` may name: everything that refuses for another reason than who somebody is. */
+const REPORTABLE = ['origin', 'tls', 'failures', 'connections', 'connects', 'rate'] as const satisfies readonly Reportable[]
 
 const CLOSE_NAMES = Object.keys(CLOSE) as CloseName[]
 const optionalCode = () => v.optional(v.pipe(within(3000, 4999, 'the range for applications'), v.integer('must be an integer')))
@@ -117,8 +130,13 @@ const schema = v.pipe(
     closeCodes: v.optional(closeCodes, {}),
     limits: v.optional(v.strictObject({
       pending: v.optional(within(0, 1e6, 'sockets'), 1000),
-      connections: v.optional(connectionLimits)
+      pendingPerIp: v.optional(within(1, 1e6, 'sockets')),
+      connections: v.optional(connectionLimits),
+      connects: v.optional(connects)
     }), {}),
+    failures: v.optional(v.union([v.literal(false), failures], 'must be false, or { max, window, block }'), {}),
+    requireTls: flag(false),
+    report: v.optional(v.array(oneOf(REPORTABLE), 'must be a list'), []),
     revocations: v.optional(v.strictObject({
       retention: v.optional(within(1000, 4000 * DAY, 'milliseconds'), 30 * DAY)
     }), {}),
@@ -142,11 +160,42 @@ const requirement = {
   types: v.optional(v.pipe(v.array(oneOf(AUTH_TYPES), 'must be a list'), v.nonEmpty('must not be empty'))),
   check: v.optional(fn<RuleFunction>())
 }
+const bucket = {
+  capacity: within(1, 1e9, 'messages or bytes'),
+  refillPerSecond: within(0.001, 1e9, 'messages or bytes a second')
+}
+/** `{ capacity, refillPerSecond, bytes: { capacity, refillPerSecond } }`, of which either part may be missing. */
+const rates = {
+  capacity: v.optional(bucket.capacity),
+  refillPerSecond: v.optional(bucket.refillPerSecond),
+  bytes: v.optional(v.strictObject(bucket))
+}
+interface GivenRates { capacity?: number | undefined, refillPerSecond?: number | undefined, bytes?: Rate | undefined }
+
+const isWhole = ({ capacity, refillPerSecond }: GivenRates) => (capacity === undefined) === (refillPerSecond === undefined)
+const limitsSomething = ({ capacity, bytes }: GivenRates) => capacity !== undefined || bytes !== undefined
+const WHOLE = 'needs both capacity and refillPerSecond, or neither'
+const readRates = ({ capacity, refillPerSecond, bytes }: GivenRates): Rates => ({
+  messages: capacity === undefined || refillPerSecond === undefined ? null : { capacity, refillPerSecond },
+  bytes: bytes ?? null
+})
+const userRates = v.pipe(
+  v.strictObject({ ...rates, shared: flag(false) }),
+  v.check(given => isWhole(given), WHOLE),
+  v.check(given => limitsSomething(given), 'limits nothing'),
+  v.transform(({ shared, ...given }) => ({ ...readRates(given), shared })))
+const rate = v.pipe(
+  v.strictObject({ ...rates, perUser: v.optional(userRates) }),
+  v.check(given => isWhole(given), WHOLE),
+  v.check(given => limitsSomething(given) || given.perUser !== undefined, 'limits nothing'),
+  v.transform(({ perUser, ...given }): RouteRates => ({ ...readRates(given), perUser: perUser ?? null })))
+
 const rule = v.strictObject(requirement, 'must be an object or a function')
 const FIRST_MESSAGE_TIMEOUT = 5000
 const socketRule = {
   authorize: v.optional(fn<MessageRule>()),
   onRefused: v.optional(oneOf(['error', 'close']), 'error'),
+  rate: v.optional(rate),
   firstMessage: v.optional(v.pipe(
     v.union([
       v.pipe(v.boolean(), v.transform(on => ({ timeout: on ? FIRST_MESSAGE_TIMEOUT : 0 }))),

@@ -7,9 +7,11 @@ import type { AuthContext } from '../types/context.js'
 
 export const CONTEXT = Symbol.for('fastify-hybrid-auth.context')
 const ADMISSION = Symbol.for('fastify-hybrid-auth.admission')
+const RETRY_AFTER = Symbol.for('fastify-hybrid-auth.retry-after')
 
 interface CarriesContext { [CONTEXT]?: AuthContext | null }
 interface CarriesAdmission { [ADMISSION]?: Admission }
+interface CarriesRetryAfter { [RETRY_AFTER]?: number }
 
 export function contextOf (request: FastifyRequest): AuthContext | null {
   return (request as FastifyRequest & CarriesContext)[CONTEXT] ?? null
@@ -32,6 +34,16 @@ export function admitUpgrade (raw: IncomingMessage, admission: Admission): void 
 /** undefined: this upgrade met no guard. */
 export function admissionOf (raw: IncomingMessage): Admission | undefined {
   return (raw as IncomingMessage & CarriesAdmission)[ADMISSION]
+}
+
+/** How long the client has to wait that is refused for the time being, in milliseconds. A refusal itself is but its code. */
+export function setRetryAfter (request: FastifyRequest, ms: number): void {
+  (request as FastifyRequest & CarriesRetryAfter)[RETRY_AFTER] = Math.ceil(ms)
+}
+
+/** undefined: whoever refuses may say. */
+export function retryAfterOf (request: FastifyRequest): number | undefined {
+  return (request as FastifyRequest & CarriesRetryAfter)[RETRY_AFTER]
 }
 
 /** What a request need not have: `injectWS` makes some without a network socket. */

@@ -90,7 +90,6 @@ const BAD: Array<[string, string, unknown]> = [
   ['a number as secret', 'session.secret', withStore({ secret: 7 })],
   ['a signer that only signs', 'session.secret', withStore({ secret: { sign: () => '' } })],
   ['a secret without a store', 'session.secret', { session: { ...SESSION, secret: SESSION_SECRET } }],
-  ['a cookie prefix without a store', 'session.cookiePrefix', { session: { ...SESSION, cookiePrefix: 's:' } }],
   ['an empty cookie name', 'session.cookieName', withStore({ cookieName: '' })],
   ['a cookie prefix that is no text', 'session.cookiePrefix', withStore({ cookiePrefix: 7 })],
   ['origins as text', 'origins', { jwt: JWT, origins: 'https://a.example' }],
@@ -184,7 +183,8 @@ t.test('every default is what the documentation says', async t => {
   const { jwt, ...rest } = parseOptions({ jwt: JWT })
   t.same(rest, {
     heartbeat: { interval: 25_000, timeout: 10_000 }, drain: { window: 5000, deadline: 10_000 }, closeCodes: {}, limits: { pending: 1000 },
-    fallback: 'invalid', credentials: { query: false, subprotocol: true, ticket: true, allowTokenInLogs: false }, revocations: { retention: 2_592_000_000 }, guard: 'all', refuse: 'auto', handshakeTimeout: 10_000
+    fallback: 'invalid', credentials: { query: false, subprotocol: true, ticket: true, allowTokenInLogs: false }, revocations: { retention: 2_592_000_000 }, guard: 'all', refuse: 'auto', handshakeTimeout: 10_000,
+    failures: { max: 10, window: 300_000, block: 'credential' }, requireTls: false, report: []
   })
   t.same(jwt, { key: SECRET, algorithms: ['HS256'], clockTolerance: 0, maxTokenLength: 8192, allowNoExpiry: false })
   t.match(parseOptions({ session: { ...SESSION, store, secret: SESSION_SECRET } }).session, {

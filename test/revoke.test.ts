@@ -356,14 +356,14 @@ t.test('a refused handshake is audited with its code', async t => {
   await app.hybridAuth.revoke({ sessionId: 's1' })
   await ask(host, '/me', bearer(token))
   await ask(host, '/me', withCookie(cookie))
-  t.match(events, [{ type: 'refused', code: REVOKED_TOKEN, route: '/me' }, { type: 'refused', code: REVOKED_SESSION }])
+  t.match(events.filter(({ type }) => type === 'refused'), [{ type: 'refused', code: REVOKED_TOKEN, route: '/me' }, { type: 'refused', code: REVOKED_SESSION }])
 })
 
 t.test('status() is plain numbers', async t => {
   const { app } = await audited(t)
   const { nodeId, ...rest } = app.hybridAuth.status()
   t.match(nodeId, /^[A-Za-z0-9_-]{12}$/)
-  t.same(rest, { connected: true, lostSince: null, revocations: 0, queued: 0, ignored: 0 })
+  t.same(rest, { connected: true, lostSince: null, revocations: 0, queued: 0, ignored: 0, auditDropped: 0 })
   await app.hybridAuth.revoke({ userId: 'alice' })
   await app.hybridAuth.revoke({ jti: 'one' })
   t.same(app.hybridAuth.status(), { nodeId, ...rest, revocations: 2 })

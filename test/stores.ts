@@ -77,7 +77,7 @@ export function serveFromStore (
 ): Promise<Served> {
   return serve(t, async app => {
     await app.register(websocket)
-    await app.register(hybridAuth, { session: { ...SESSION, secret: SESSION_SECRET, ...session }, ...auth })
+    await app.register(hybridAuth, { session: { ...SESSION, secret: SESSION_SECRET, ...session }, failures: false, ...auth })
     liveRoutes(app)
   }, fastify)
 }

@@ -40,7 +40,7 @@ async function holds (t: Test, port: number, arbitrary: fc.Arbitrary<string>, to
 
 /** A server per reader of the session, each with everything turned on. */
 async function servers (t: Test) {
-  const auth = { jwt: JWT, credentials: { query: true } }
+  const auth = { jwt: JWT, credentials: { query: true }, failures: false } as const
   const store = new MapStore().put('s1', { user: { userId: 'bob' }, cookie: {} })
   return [await build(t, { auth }), await serveFromStore(t, { store }, { auth })]
 }

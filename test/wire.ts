@@ -65,7 +65,7 @@ export interface LiveOptions {
 export function serveLive (t: Test, { rule = true, auth = {}, handler = echo, fastify = {}, websocket: options = {}, more }: LiveOptions = {}): Promise<Served> {
   return serve(t, async app => {
     await app.register(websocket, options)
-    await app.register(hybridAuth, { jwt: JWT, ...auth })
+    await app.register(hybridAuth, { jwt: JWT, failures: false, ...auth })
     app.get('/live', { websocket: true, auth: rule }, async (socket, request) => { await handler(socket, request) })
     app.get('/bare', { websocket: true, auth: false }, async (socket, request) => { await handler(socket, request) })
     await more?.(app)

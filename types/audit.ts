@@ -1,15 +1,22 @@
 import type { AuthErrorCode } from '../lib/errors.js'
 import type { AuthType, Via } from './context.js'
 
+/** Where and when something was decided. */
 interface AuditBase {
   /** In milliseconds since the epoch. */
   readonly time: number
+  /** The process, as `status()` names it. */
+  readonly nodeId: string
   /** The route's pattern, not the URL. */
   readonly route: string
   readonly requestId: string
   /** As Fastify's `trustProxy` gives it; null where there is no socket. */
   readonly ip: string | null
   readonly websocket: boolean
+  /** The header, at most 256 characters of it; null where there was none. */
+  readonly origin: string | null
+  /** The header, at most 256 characters of it; null where there was none. */
+  readonly userAgent: string | null
 }
 
 interface WhoAudit extends AuditBase {
@@ -22,6 +29,13 @@ interface ConnectionAudit extends WhoAudit {
   readonly connectionId: string
 }
 
+/** Who it was, where that was known already. */
+interface MaybeWhoAudit extends AuditBase {
+  readonly userId: string | null
+  readonly authType: AuthType | null
+  readonly via: Via | null
+}
+
 /** One member for each type. */
 type Plain<Type> = Type extends string ? ConnectionAudit & { readonly type: Type } : never
 
@@ -32,16 +46,60 @@ interface ClusterAudit {
   readonly nodeId: string
 }
 
+/** What is refused for a limit says whether it was refused, or only reported: see the option `report`. */
+interface Enforced {
+  readonly code: AuthErrorCode
+  readonly enforced: boolean
+}
+
 /** One decision. A union on `type`. No event holds a credential. */
 export type AuditEvent =
   | (WhoAudit & { readonly type: 'authenticated' })
   | (WhoAudit & { readonly type: 'fallback', /** Why the bearer was refused. */ readonly code: AuthErrorCode })
-  | (AuditBase & { readonly type: 'refused', readonly code: AuthErrorCode })
+  | (MaybeWhoAudit & Enforced & { readonly type: 'refused' })
   | Plain<'refreshed' | 'identity_changed' | 'expired' | 'permissions_changed' | 'message_refused'>
-  | (ConnectionAudit & { readonly type: 'revoked', /** Of the revocation. */ readonly reason: string })
-  | (ConnectionAudit & { readonly type: 'limited', /** Of the limit. */ readonly code: AuthErrorCode })
+  | (ConnectionAudit & {
+    readonly type: 'revoked'
+    /** Of the revocation. */
+    readonly reason: string
+    /** What `revoke()` answered, on whichever node. */
+    readonly commandId: string
+  })
+  /** `connectionId` is null for a connection that had to go for another before its handler ran. */
+  | (WhoAudit & Enforced & { readonly type: 'limited', readonly connectionId: string | null })
+  | (AuditBase & {
+    readonly type: 'brute_force_suspected'
+    /** By what it was noticed: too many failures from one address, or for one claimed identity. */
+    readonly by: ReadonlyArray<'address' | 'identity'>
+    /** Whom the latest token says it is of. Nothing of it was verified. null: it does not say. */
+    readonly claimed: { readonly userId: string, readonly issuer: string | null } | null
+  })
   | (ConnectionAudit & { readonly type: 'refresh_refused', readonly code: AuthErrorCode })
-  | (ConnectionAudit & { readonly type: 'closed', /** The close code. */ readonly closeCode: number, /** In milliseconds. */ readonly duration: number })
+  | (ConnectionAudit & {
+    readonly type: 'closed'
+    /** The close code. */
+    readonly closeCode: number
+    /** How long it was open, in milliseconds. */
+    readonly duration: number
+    /** Frames that came and went, those of the protocol included. */
+    readonly framesIn: number
+    readonly framesOut: number
+  })
+  | (ClusterAudit & {
+    /** `revoke()`, `disconnect()` or `setPermissions()` was called on this node, or a session was destroyed. */
+    readonly type: 'command'
+    readonly command: 'revoke' | 'disconnect' | 'permissions'
+    readonly commandId: string
+    /** What is revoked; null for other commands. */
+    readonly target: 'user' | 'session' | 'token' | 'tenant' | null
+    /** null for whole tenants, for tokens and for sessions, whose names would be their ids. */
+    readonly userId: string | null
+    readonly tenantId: string | null
+    readonly reason: string
+    /** Connections that it concerned and that it closed, on all nodes that answered in time. */
+    readonly matched: number
+    readonly closed: number
+  })
   | (ClusterAudit & { readonly type: 'cluster_lost' })
   | (ClusterAudit & {
     readonly type: 'cluster_recovered'

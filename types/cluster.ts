@@ -65,6 +65,8 @@ export interface ClusterStatus {
   readonly queued: number
   /** Messages that no node can have sent. */
   readonly ignored: number
+  /** Audit events that found no room, because `audit` did not keep up. */
+  readonly auditDropped: number
 }
 
 export interface TicketOptions {

@@ -119,6 +119,9 @@ export interface CredentialOptions {
   allowTokenInLogs?: boolean | undefined
 }
 
+/** A limit that can be tried out. */
+export type Reportable = 'origin' | 'tls' | 'failures' | 'connections' | 'connects' | 'rate'
+
 export interface HybridAuthOptions {
   /** Bearer JWTs. @default off */
   jwt?: JwtOptions | undefined
@@ -164,9 +167,35 @@ export interface HybridAuthOptions {
   drain?: { window?: number | undefined, deadline?: number | undefined } | undefined
   /** Other codes for rows of the close-code table, 3000 to 4999. @default the table */
   closeCodes?: Partial<Record<CloseName, number | undefined>> | undefined
+  /**
+   * Credentials that look like guesses: a forged signature, a malformed token, an unknown key, a forged cookie or ticket. From
+   * one address (of IPv6 a /64), or for one claimed identity, on all nodes together: `max` within `window` milliseconds raise
+   * `brute_force_suspected`, and the next ones are refused with 429. `block`: with `credential` a good credential still passes,
+   * so everything has to be verified; with `address` the address is refused unseen, before any key or store is asked. What is
+   * merely expired, revoked or absent never counts. @default { max: 10, window: 300000, block: 'credential' }
+   */
+  failures?: false | {
+    max?: number | undefined
+    window?: number | undefined
+    block?: 'credential' | 'address' | undefined
+  } | undefined
+  /** Refuses upgrades that did not come by TLS, as Fastify's `trustProxy` tells it. @default false */
+  requireTls?: boolean | undefined
+  /**
+   * What is only logged and counted, and refuses nobody: for trying a limit out.
+   * @default []
+   */
+  report?: readonly Reportable[] | undefined
   limits?: {
     /** How many sockets may wait for their first message at once. @default 1000 */
     pending?: number | undefined
+    /** How many of them from one address (of IPv6 a /64). @default as many as `pending` */
+    pendingPerIp?: number | undefined
+    /**
+     * How many sockets a user of one tenant, or an address (of IPv6 a /64), may open a minute, on all nodes together. One more
+     * is refused with 429, or closed with 4008, and told when to come back. @default no limit
+     */
+    connects?: { perUser?: number | undefined, perIp?: number | undefined } | undefined
     /**
      * How many sockets may be open at once, on all nodes together: of a user of one tenant, from an address (of IPv6 a /64),
      * of a tenant. `reject`: one more is refused with 429, or closed with 4009. `evict-oldest`: the oldest is closed with
@@ -188,6 +217,10 @@ export interface HybridAuthOptions {
   } | undefined
   /** The other processes: `redisCluster(client)` of `fastify-hybrid-auth/redis`. @default this process alone */
   cluster?: ClusterDriver | undefined
-  /** Receives every decision. It is called after the decision and cannot change it; what it throws is ignored. @default none */
-  audit?: ((event: AuditEvent) => void) | undefined
+  /**
+   * Receives every decision, in order, behind it. It can neither change nor delay one: what it throws is ignored, and where it
+   * does not keep up (10 000 events wait, 100 promises are waited for at once), events are dropped and counted.
+   * @default none
+   */
+  audit?: ((event: AuditEvent) => unknown) | undefined
 }

@@ -7,6 +7,11 @@ import type { Connection, ConnectionFilter, DisconnectOptions } from './connecti
 import type { AuthContext } from './context.js'
 import type { RouteAuth, Rule } from './rules.js'
 
+/** What is used of a `Registry` of prom-client. */
+export interface MetricsRegistry {
+  registerMetric (metric: object): void
+}
+
 /** `app.hybridAuth`. */
 export interface HybridAuth {
   /**
@@ -45,6 +50,11 @@ export interface HybridAuth {
   issueTicket (request: FastifyRequest, options?: TicketOptions): Promise<string>
   /** How this node stands to the others. */
   status (): ClusterStatus
+  /**
+   * Adds this registration's metrics, all named `hybrid_auth_…`, to a registry of prom-client.
+   * @throws FST_HYBRID_AUTH_INVALID_OPTION on what is no registry, and what the registry throws on metrics that it has already
+   */
+  metrics (registry: MetricsRegistry): void
   /** Every {@link AuditEvent}, under its `type`. */
   readonly events: EventEmitter<{ [Type in AuditEvent['type']]: [event: Extract<AuditEvent, { type: Type }>] }>
 }

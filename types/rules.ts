@@ -27,6 +27,31 @@ export interface RequirementRule {
 /** A rule for `app.hybridAuth.require()`. */
 export type Rule = RequirementRule | RuleFunction
 
+/** A token bucket. */
+export interface BucketRule {
+  /** How much may come at once. */
+  capacity: number
+  /** How much may come in the long run, a second. */
+  refillPerSecond: number
+}
+
+/** Messages, their bytes, or both. Frames of ours that a client sends count as well. */
+export interface Rates {
+  capacity?: number | undefined
+  refillPerSecond?: number | undefined
+  /** The same for bytes. A message that is larger than `capacity` never passes. */
+  bytes?: BucketRule | undefined
+}
+
+/** How much a connection may send. */
+export interface RateRule extends Rates {
+  /**
+   * All connections of a user of one tenant on this route together. `shared`: on all nodes together, which asks the cluster
+   * about every message. @default not limited, not shared
+   */
+  perUser?: (Rates & { shared?: boolean | undefined }) | undefined
+}
+
 /** A route's `auth` option, as an object. */
 export interface RouteRule extends RequirementRule {
   /**
@@ -41,6 +66,12 @@ export interface RouteRule extends RequirementRule {
    * `close` closes it with 4007. @default 'error'
    */
   onRefused?: 'error' | 'close' | undefined
+  /**
+   * (sockets) How much may come: `capacity` messages at once and `refillPerSecond` in the long run, as
+   * `{ capacity: 50, refillPerSecond: 10 }`. What is more is answered by an `error` frame with `retryAfterMs`, and who keeps
+   * on is closed with 4008. @default no limit
+   */
+  rate?: RateRule | undefined
   /**
    * (sockets) Accepts the upgrade without a credential and waits so many milliseconds for it as the first message;
    * `true` is 5 000. The handler runs when it came. @default false

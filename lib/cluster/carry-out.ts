@@ -2,6 +2,7 @@
 import { changePermissions, connectionsOf, disconnectAll, requireReauth, revokeConnections } from '../connection/enforce.js'
 import type { Hub } from '../connection/hub.js'
 import { CLOSE, type CloseName } from '../protocol.js'
+import type { Failures } from '../policy/failures.js'
 import type { Outcome } from './cluster.js'
 import type { Command } from './command.js'
 import type { Revocation, Revocations } from './revocations.js'
@@ -12,6 +13,7 @@ export const NOTHING: Outcome = { matched: 0, closed: 0 }
 export interface Executor {
   readonly hub: Hub
   readonly known: Revocations
+  readonly failures: Failures | null
   /** Tells the other nodes of one that this node found out about by itself. */
   readonly tell: (revocation: Revocation) => void
 }
@@ -29,6 +31,10 @@ export async function carryOut (executor: Executor, command: Command): Promise<O
       return { matched: found.length, closed: found.length }
     }
     case 'permissions': return changePermissions(hub, command.userId, command.permissions)
+    case 'block': {
+      executor.failures?.block(command.address, Math.max(0, command.ms - Math.max(0, Date.now() - command.at)))
+      return NOTHING
+    }
     case 'evict': {
       const { length } = command.leases.filter(lease => hub.limits?.evict(lease) === true)
       return { matched: length, closed: length }

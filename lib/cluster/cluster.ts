@@ -1,5 +1,7 @@
 /** What a node asks of its cluster, and a cluster of its nodes. Memory and Redis are the two that there are. */
 import type { Maybe } from '../maybe.js'
+import type { Debit } from '../policy/bucket.js'
+import type { Strike, Window } from '../policy/strikes.js'
 import type { Command } from './command.js'
 import type { Revocation } from './revocations.js'
 
@@ -49,6 +51,11 @@ export interface ClusterMember {
   ignored (): void
 }
 
+/** A ticket that was taken, or whose time is over. */
+export const OVER = Symbol('over')
+/** How long a ticket that is over is told from one that never was, in milliseconds. */
+export const REMEMBERED = 300_000
+
 /** What open and new sockets may do while the cluster cannot be reached. */
 export type OnClusterLoss = 'serve' | 'refuse-new' | 'close'
 
@@ -74,10 +81,17 @@ export interface Cluster {
    */
   acquire (lease: Lease, limits: readonly number[], evicts: boolean): Maybe<readonly string[] | null>
   release (lease: Lease): void
+  /** Takes from every bucket or from none. @returns 0, or how long to wait, in milliseconds */
+  spend (debits: readonly Debit[]): Maybe<number>
+  /** Counts a failure under each of the names. */
+  strike (names: readonly string[], window: Window): Maybe<Strike>
   /** Keeps a value to be taken once. @throws, or rejects, where that cannot be promised */
   putTicket (key: string, value: string, ttl: number): Maybe<void>
-  /** The value, for the first who asks. @throws, or rejects, where that cannot be known */
-  takeTicket (key: string): Maybe<string | null>
+  /**
+   * The value, for the first who asks within `ttl`. @throws, or rejects, where that cannot be known
+   * @returns {@link OVER} for whoever asks later; null: there never was one, or it was long ago
+   */
+  takeTicket (key: string): Maybe<string | typeof OVER | null>
 }
 
 /** As the `cluster` option takes it: one object may serve several registrations, each a node of its own. */

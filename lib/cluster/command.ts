@@ -43,7 +43,8 @@ const command = v.variant('type', [
   v.strictObject({ ...id, type: v.literal('count'), revocation }),
   v.strictObject({ ...id, type: v.literal('disconnect'), filter, code: closeCode, reason: v.exactOptional(v.pipe(v.string(), v.regex(REASON))) }),
   v.strictObject({ ...id, type: v.literal('permissions'), userId: name, permissions: v.array(v.string()) }),
-  v.strictObject({ ...id, type: v.literal('evict'), leases: v.array(name) })
+  v.strictObject({ ...id, type: v.literal('evict'), leases: v.array(name) }),
+  v.strictObject({ ...id, type: v.literal('block'), address: name, ms: time })
 ])
 
 const ticket = v.strictObject({ key: name, value: v.string(), until: time })

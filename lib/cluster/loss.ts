@@ -9,15 +9,13 @@ import type { Cluster, Recovery } from './cluster.js'
 export class ClusterLoss {
   /** In milliseconds since the epoch; null while the others can be reached. */
   since: number | null = null
-  readonly #nodeId: string
   readonly #audit: Auditor
   readonly #report: (cause: unknown) => void
   #hub: Hub | null = null
   #timer: NodeJS.Timeout | undefined
   #isIsolated = false
 
-  constructor (nodeId: string, audit: Auditor, report: (cause: unknown) => void) {
-    this.#nodeId = nodeId
+  constructor (audit: Auditor, report: (cause: unknown) => void) {
     this.#audit = audit
     this.#report = report
   }
@@ -33,7 +31,7 @@ export class ClusterLoss {
     if (this.since !== null) return
     this.since = Date.now()
     this.#report(cause)
-    this.#audit.clusterLost(this.#nodeId)
+    this.#audit.clusterLost()
     if (action === 'serve') return
     this.#timer = setTimeout(() => {
       this.#isolate(true)
@@ -47,7 +45,7 @@ export class ClusterLoss {
     this.#isolate(false)
     if (this.since === null) return
     this.since = null
-    this.#audit.clusterRecovered(this.#nodeId, lostFor, converged)
+    this.#audit.clusterRecovered(lostFor, converged)
   }
 
   stop (): void {

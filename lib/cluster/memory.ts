@@ -1,16 +1,22 @@
 /** One process, or several nodes in one: everything that Redis does for nodes, without it. */
 import { authError } from '../errors.js'
-import type { Cluster, ClusterDriver, ClusterMember, Delivery } from './cluster.js'
+import { BucketTable } from '../policy/bucket.js'
+import { StrikeTable } from '../policy/strikes.js'
+import { OVER, REMEMBERED, type Cluster, type ClusterDriver, type ClusterMember, type Delivery } from './cluster.js'
 import type { Command } from './command.js'
 import { LeaseTable } from './leases.js'
 
 const MAX_TICKETS = 100_000
+/** Users and addresses that are counted at once. */
+export const MAX_COUNTED = 100_000
 
 /** @returns a cluster whose nodes are the registrations that it is given to, all in this process */
 export function memoryCluster (): ClusterDriver {
   const members = new Set<ClusterMember>()
   const leases = new LeaseTable()
-  const tickets = new Map<string, { readonly value: string, readonly until: number }>()
+  const buckets = new BucketTable(MAX_COUNTED)
+  const strikes = new StrikeTable(MAX_COUNTED)
+  const tickets = new Map<string, { readonly value: string | typeof OVER, readonly until: number }>()
 
   return { join }
 
@@ -28,6 +34,8 @@ export function memoryCluster (): ClusterDriver {
       publish: command => publish(command, member),
       acquire: (lease, limits, evicts) => leases.acquire(lease, limits, evicts),
       release: lease => { leases.release(lease) },
+      spend: debits => buckets.spend(debits, Date.now()),
+      strike: (names, window) => strikes.strike(names, window, Date.now()),
       putTicket,
       takeTicket
     }
@@ -47,18 +55,21 @@ export function memoryCluster (): ClusterDriver {
 
   function putTicket (key: string, value: string, ttl: number): void {
     const now = Date.now()
-    const isFull = tickets.size >= MAX_TICKETS
     for (const [old, { until }] of tickets) {
-      if (until <= now) tickets.delete(old)
-      else if (!isFull) break
+      if (until + REMEMBERED > now) break
+      tickets.delete(old)
     }
+    // Those which are good are not lost for others.
+    for (const [old, { value, until }] of tickets.size < MAX_TICKETS ? [] : tickets) if (value === OVER || until <= now) tickets.delete(old)
     if (tickets.size >= MAX_TICKETS) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
     tickets.set(key, { value, until: now + ttl })
   }
 
-  function takeTicket (key: string): string | null {
+  function takeTicket (key: string): string | typeof OVER | null {
     const ticket = tickets.get(key)
-    tickets.delete(key)
-    return ticket === undefined || ticket.until <= Date.now() ? null : ticket.value
+    if (ticket === undefined) return null
+    const { value, until } = ticket
+    tickets.set(key, { value: OVER, until })
+    return until <= Date.now() ? OVER : value
   }
 }

@@ -7,6 +7,7 @@ import type { Hub } from '../connection/hub.js'
 import { authError } from '../errors.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
+import { Failures } from '../policy/failures.js'
 import { ConnectionLimits } from '../policy/limits.js'
 import { issueTicket, type TicketParts } from '../verify/ticket.js'
 import type { Cluster, ClusterDriver, ClusterMember, Lease, Outcome, Recovery } from './cluster.js'
@@ -26,6 +27,9 @@ const PART = 500
 
 type Order = Command extends infer One ? One extends Command ? Omit<One, 'id' | 'from' | 'at'> : never : never
 
+/** What an audit event says of a command. */
+type Ordered = Partial<Pick<Revocation, 'kind' | 'key' | 'tenantId'>> & { readonly userId?: string | undefined, readonly reason?: string | undefined }
+
 /** What the operator is told. */
 export interface ClusterReports {
   readonly onLost: (cause: unknown) => void
@@ -34,9 +38,10 @@ export interface ClusterReports {
 }
 
 export class ClusterNode implements ClusterMember {
-  readonly id = randomBytes(9).toString('base64url')
+  readonly id: string
   readonly cluster: Cluster
   readonly limits: ConnectionLimits | null
+  readonly failures: Failures | null
   readonly onLogout = new Set<(sessionId: string) => void>()
   readonly #known: Revocations
   readonly #settings: RevokeSettings
@@ -44,20 +49,42 @@ export class ClusterNode implements ClusterMember {
   /** Commands of the last hour, and when they came. */
   readonly #seen = new Map<string, number>()
   #hub: Hub | null = null
+  readonly #audit: Auditor
   readonly #onIgnored: () => void
+  readonly #startedAt = Date.now()
+  /** How old the latest command of another node was when it came, in milliseconds. */
+  #lag = 0
   #ignored = 0
   #isStopped = false
 
-  constructor ({ cluster, limits, revocations, jwt }: ParsedOptions & { readonly cluster: ClusterDriver }, known: Revocations, audit: Auditor, { onLost, onIgnored }: ClusterReports) {
-    this.#loss = new ClusterLoss(this.id, audit, onLost)
+  constructor ({ cluster, limits, failures, revocations, report, jwt }: ParsedOptions & { readonly cluster: ClusterDriver }, known: Revocations, audit: Auditor, { onLost, onIgnored }: ClusterReports) {
+    this.id = audit.nodeId
+    this.#audit = audit
+    this.#loss = new ClusterLoss(audit, onLost)
     this.#onIgnored = onIgnored
     this.#known = known
     this.#settings = { retention: revocations.retention, clockTolerance: jwt?.clockTolerance ?? 0 }
     this.cluster = cluster.join(this)
     known.isComplete = this.cluster.isConnected
-    this.limits = limits.connections === undefined
+    const onReported: Auditor['reported'] = (request, code) => { audit.reported(request, code) }
+    this.limits = limits.connections === undefined && limits.connects === undefined
       ? null
-      : new ConnectionLimits(limits.connections, this.cluster, this.id, leases => { this.#evict(leases) })
+      : new ConnectionLimits(limits, {
+        cluster: this.cluster,
+        nodeId: this.id,
+        evict: leases => { this.#evict(leases) },
+        isReportOnly: limit => report.includes(limit),
+        onReported
+      })
+    this.failures = failures === false
+      ? null
+      : new Failures(failures, {
+        cluster: this.cluster,
+        isReportOnly: report.includes('failures'),
+        onSuspected: (request, by, claimed) => { audit.bruteForceSuspected(request, by, claimed) },
+        onReported,
+        onBlocked: (address, ms) => { this.#order({ type: 'block', address, ms }, { awaits: false }).catch(() => {}) }
+      })
   }
 
   /** The connections that commands are about. */
@@ -68,15 +95,17 @@ export class ClusterNode implements ClusterMember {
 
   async revoke (target: RevokeTarget, options?: RevokeOptions): Promise<CommandResult> {
     const { revocation, dryRun } = parseRevoke(target, options, this.#known, this.#settings)
-    return this.#order({ type: dryRun ? 'count' : 'revoke', revocation }, { id: revocation.id })
+    if (dryRun) return this.#order({ type: 'count', revocation }, { id: revocation.id })
+    return this.#audited(this.#order({ type: 'revoke', revocation }, { id: revocation.id }), 'revoke', revocation)
   }
 
   async disconnect (filter: ConnectionFilter, options?: DisconnectOptions): Promise<CommandResult> {
-    return this.#order({ type: 'disconnect', ...parseDisconnect(filter, options) })
+    const order = parseDisconnect(filter, options)
+    return this.#audited(this.#order({ type: 'disconnect', ...order }), 'disconnect', { ...order.filter, reason: order.reason })
   }
 
   async setPermissions (userId: string, permissions: readonly string[]): Promise<CommandResult> {
-    return this.#order({ type: 'permissions', ...parsePermissions(userId, permissions) })
+    return this.#audited(this.#order({ type: 'permissions', ...parsePermissions(userId, permissions) }), 'permissions', { userId })
   }
 
   /** A session was destroyed: its sockets end, and nothing opens with it again. Never rejects. */
@@ -84,7 +113,7 @@ export class ClusterNode implements ClusterMember {
     if (this.isLoggedOut(sessionId)) return
     try {
       const { revocation } = parseRevoke({ sessionId }, { reason: 'logout', expiresAt: Date.now() + LOGOUT_RETENTION }, this.#known, this.#settings)
-      await this.#order({ type: 'revoke', revocation: { ...revocation, isLogout: true } }, { id: revocation.id, awaits: false })
+      await this.#audited(this.#order({ type: 'revoke', revocation: { ...revocation, isLogout: true } }, { id: revocation.id, awaits: false }), 'revoke', revocation)
     } catch {
       // What is no session's id has no sockets.
     }
@@ -105,7 +134,8 @@ export class ClusterNode implements ClusterMember {
       lostSince: this.#loss.since,
       revocations: this.#known.size,
       queued: this.cluster.queued,
-      ignored: this.#ignored
+      ignored: this.#ignored,
+      auditDropped: this.#audit.tally.auditDropped
     }
   }
 
@@ -116,9 +146,16 @@ export class ClusterNode implements ClusterMember {
     this.#known.stop()
   }
 
+  /** In milliseconds. */
+  get lag (): number {
+    return this.#loss.since === null ? this.#lag : Date.now() - this.#loss.since
+  }
+
   async receive (command: Command): Promise<Outcome> {
     if (this.#seen.has(command.id) || (command.type !== 'revoke' && command.at < Date.now() - MAX_AGE)) return NOTHING
     this.#remember(command)
+    // What was ordered before this node began could not come sooner.
+    if (command.at >= this.#startedAt) this.#lag = Math.max(0, Date.now() - command.at)
     const outcome = this.#carryOut(command)
     if (command.type === 'revoke') this.#tellOfLogout(command.revocation)
     return outcome
@@ -185,11 +222,31 @@ export class ClusterNode implements ClusterMember {
 
   async #carryOut (command: Command): Promise<Outcome> {
     if (this.#hub === null) return NOTHING
-    return carryOut({
+    const outcome = await carryOut({
       hub: this.#hub,
       known: this.#known,
+      failures: this.failures,
       tell: revocation => { this.#tell(revocation).catch(() => {}) }
     }, command)
+    if (command.type === 'revoke' && command.at >= this.#startedAt) this.#audit.tally.revocationLatency.observe(Date.now() - command.at)
+    return outcome
+  }
+
+  /** What was ordered on this node, and what came of it, whether or not it met anybody. */
+  async #audited (ordered: Promise<CommandResult>, command: 'revoke' | 'disconnect' | 'permissions', what: Ordered): Promise<CommandResult> {
+    const result = await ordered
+    const { kind, key = null, userId, tenantId, reason = '' } = what
+    this.#audit.command({
+      command,
+      commandId: result.id,
+      target: kind ?? null,
+      userId: (kind === 'user' ? key : userId) ?? null,
+      tenantId: (kind === 'tenant' ? key : tenantId) ?? null,
+      reason,
+      matched: result.matched,
+      closed: result.closed
+    })
+    return result
   }
 
   /** Revocations are known by themselves. */

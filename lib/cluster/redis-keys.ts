@@ -16,6 +16,12 @@ export function createKeys (prefix: string) {
     held: (node: string) => `${base}held:${node}`,
     /** Sorted set: lease by when it was taken. */
     lease: `${base}lease:`,
+    /** A bucket: what it holds, and when that was so. */
+    bucket: (name: string) => `${base}bucket:${name}`,
+    /** Sorted set: failures under a name by when they were. */
+    strikes: (name: string) => `${base}strikes:${name}`,
+    /** Is there while a name is suspected. */
+    suspect: (name: string) => `${base}suspect:${name}`,
     ticket: (key: string) => `${base}ticket:${key}`
   }
 }

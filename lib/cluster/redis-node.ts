@@ -1,13 +1,16 @@
 /** One node in Redis: what it asks of it, and what it does without. How it reads is in redis-reader. */
 import { authError } from '../errors.js'
 import { Answers, type Collection } from './answers.js'
-import type { Cluster, ClusterMember, Delivery, Lease, OnClusterLoss } from './cluster.js'
+import { BucketTable, type Debit } from '../policy/bucket.js'
+import { EPISODE, StrikeTable, type Strike, type Window } from '../policy/strikes.js'
+import { OVER, REMEMBERED, type Cluster, type ClusterMember, type Delivery, type Lease, type OnClusterLoss } from './cluster.js'
 import type { Codec, Command } from './command.js'
 import { LeaseTable } from './leases.js'
-import { ask, run, textOf, textsOf, type RedisClient } from './redis-client.js'
+import { ask, listOf, run, textOf, textsOf, type RedisClient, type Script } from './redis-client.js'
 import { createKeys } from './redis-keys.js'
 import { RedisReader } from './redis-reader.js'
-import { ACQUIRE, PUBLISH, RELEASE } from './redis-scripts.js'
+import { MAX_COUNTED } from './memory.js'
+import { ACQUIRE, PUBLISH, PUT_TICKET, RELEASE, SPEND, STRIKE, TAKE_TICKET } from './redis-scripts.js'
 import { bury, SKEW } from './redis-state.js'
 
 export interface RedisSettings {
@@ -39,6 +42,10 @@ export class RedisNode implements Cluster {
   /** Everything this node holds, and its count for the time when nobody else can be asked. */
   readonly #held = new Map<string, Lease>()
   readonly #leases = new LeaseTable()
+  /** The same for what is counted otherwise. */
+  readonly #buckets = new BucketTable(MAX_COUNTED)
+  readonly #strikes = new StrikeTable(MAX_COUNTED)
+  #struck = 0
   /** Leases that Redis may have given, and has not said so. */
   readonly #asking = new Set<string>()
   readonly #queue: Array<{ readonly command: Command, readonly sealed: string }> = []
@@ -114,15 +121,37 @@ export class RedisNode implements Cluster {
 
   async putTicket (key: string, value: string, ttl: number): Promise<void> {
     const sealed = this.#codec.seal('ticket', { key, value, until: Date.now() + ttl + SKEW })
-    const reply = await this.#ask(['SET', this.#keys.ticket(key), sealed, 'PX', String(Math.ceil(ttl)), 'NX'])
-    if (textOf(reply) !== 'OK') throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
+    const reply = await run(this.#client, PUT_TICKET, [this.#keys.ticket(key)],
+      [sealed, String(Math.ceil(ttl)), String(Math.ceil(ttl) + REMEMBERED)], this.#settings.timeout)
+    if (reply !== 1) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
   }
 
-  async takeTicket (key: string): Promise<string | null> {
-    const reply = await this.#ask(['GETDEL', this.#keys.ticket(key)])
-    const opened = reply === null ? null : this.#codec.openTicket(textOf(reply))
+  async takeTicket (key: string): Promise<string | typeof OVER | null> {
+    const reply = await run(this.#client, TAKE_TICKET, [this.#keys.ticket(key)], [], this.#settings.timeout)
+    if (reply === null || reply === undefined) return null
+    const opened = this.#codec.openTicket(textOf(reply))
     // It is good under its own name, and not for ever: who can write to Redis could put it back.
-    return opened?.key === key && opened.until > Date.now() ? opened.value : null
+    return opened?.key === key && opened.until > Date.now() ? opened.value : OVER
+  }
+
+  /** Without Redis a node counts what is its own. */
+  async spend (debits: readonly Debit[]): Promise<number> {
+    const args = debits.flatMap(({ cost, rate: { capacity, refillPerSecond } }) => [String(cost), String(capacity), String(refillPerSecond)])
+    const reply = await this.#runIfConnected(SPEND, debits.map(({ key }) => this.#keys.bucket(key)), args)
+    return typeof reply === 'number' ? reply : this.#buckets.spend(debits, Date.now())
+  }
+
+  async strike (names: readonly string[], { max, window }: Window): Promise<Strike> {
+    const reply = await this.#runIfConnected(STRIKE, names.flatMap(name => [this.#keys.strikes(name), this.#keys.suspect(name)]),
+      [String(max), String(Math.ceil(window)), String(Math.ceil(EPISODE * window)), `${this.#member.id}:${++this.#struck}`])
+    const [isOver, isAlert, ...waits] = listOf(reply).map(Number)
+    if (isOver === undefined) return this.#strikes.strike(names, { max, window }, Date.now())
+    return { isOver: isOver === 1, isAlert: isAlert === 1, waits }
+  }
+
+  /** undefined: Redis cannot be asked, or does not answer. */
+  async #runIfConnected (script: Script, keys: string[], args: string[]): Promise<unknown> {
+    return this.isConnected ? run(this.#client, script, keys, args, this.#settings.timeout).catch(() => undefined) : undefined
   }
 
   /** After a time away: leases as they are now, and the commands that waited. */

@@ -108,3 +108,71 @@ return redis.call('HDEL', KEYS[1], ARGV[1])`)
 export const ANSWER = script(`
 redis.call('XADD', KEYS[1], 'MAXLEN', '~', 10000, '*', 'm', ARGV[1])
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])`)
+
+/**
+ * Takes from every bucket or from none.
+ * KEYS the buckets · ARGV cost, capacity and refill a second of each
+ * → ms to wait; 0: taken
+ */
+export const SPEND = script(`
+local time = redis.call('TIME')
+local now = time[1] * 1000 + time[2] / 1000
+local tokens, wait = {}, 0
+for i = 1, #KEYS do
+  local cost, capacity, refill = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
+  local kept = redis.call('HMGET', KEYS[i], 't', 'at')
+  local passed = math.max(0, now - (tonumber(kept[2]) or now))
+  tokens[i] = math.min(capacity, (tonumber(kept[1]) or capacity) + passed * refill / 1000)
+  if tokens[i] < cost then
+    wait = math.max(wait, math.ceil((math.min(cost, capacity) - tokens[i]) / refill * 1000), 1)
+  end
+end
+if wait > 0 then return wait end
+for i = 1, #KEYS do
+  local cost, capacity, refill = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
+  redis.call('HSET', KEYS[i], 't', string.format('%.6f', tokens[i] - cost), 'at', string.format('%.3f', now))
+  redis.call('PEXPIRE', KEYS[i], string.format('%.0f', math.ceil(capacity / refill * 1000) + 1000))
+end
+return 0`)
+
+/**
+ * Counts a failure under every name under which there were not too many before.
+ * KEYS failures and suspicion of each name · ARGV how many are too many, ms of the window, ms of an episode, an id
+ * → 1 if there were too many under one before, 1 if there are now and were not for an episode, ms to wait of each name
+ */
+export const STRIKE = script(`${NOW}
+local max, window = tonumber(ARGV[1]), tonumber(ARGV[2])
+local wasOver, isReached, wasSuspected, reply = 0, false, false, { 0, 0 }
+for i = 1, #KEYS, 2 do
+  redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', int(now - window))
+  if redis.call('EXISTS', KEYS[i + 1]) == 1 then wasSuspected = true end
+  local count = redis.call('ZCARD', KEYS[i])
+  if count >= max then
+    wasOver = 1
+  else
+    redis.call('ZADD', KEYS[i], int(now), ARGV[4])
+    redis.call('PEXPIRE', KEYS[i], ARGV[2])
+    count = count + 1
+    if count >= max then
+      isReached = true
+      redis.call('SET', KEYS[i + 1], '1', 'PX', ARGV[3])
+    end
+  end
+  local oldest = count >= max and redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')[2]
+  reply[#reply + 1] = oldest and tonumber(oldest) + window - now or 0
+end
+reply[1] = wasOver
+reply[2] = (isReached and not wasSuspected and wasOver == 0) and 1 or 0
+return reply`)
+
+/** KEYS the ticket · ARGV what it stands for, ms that it is good, ms that it is known → 1, or 0 where there is one */
+export const PUT_TICKET = script(`${NOW}
+return redis.call('SET', KEYS[1], int(now + ARGV[2]) .. ' ' .. ARGV[1], 'PX', ARGV[3], 'NX') and 1 or 0`)
+
+/** Takes it at its first call, whatever comes of it. KEYS the ticket → what it stands for; '': it is over; nothing: there was none */
+export const TAKE_TICKET = script(`${NOW}
+local kept = redis.call('GET', KEYS[1])
+if not kept then return nil end
+local till, value = string.match(kept, '^(%d+) (.*)$')
+if value then redis.call('SET', KEYS[1], '', 'KEEPTTL') end
+return value and tonumber(till) > now and value or ''`)

@@ -71,11 +71,16 @@ export class Revocations {
 
   /** Whether the credential behind a context is revoked. Asked at every handshake, and on the hot path. */
   covers (context: AuthContext): boolean {
-    if (this.#byId.size === 0) return false
+    return this.find(context) !== null
+  }
+
+  /** The revocation that kills the credential behind a context; null: there is none. */
+  find (context: AuthContext): Revocation | null {
+    if (this.#byId.size === 0) return null
     const { userId, tenantId } = context
-    return anyKills(this.#users.get(userId), context) ||
-      anyKills(context.authType === 'session' ? this.#sessions.get(context.sessionId) : this.#tokens.get(context.tokenId), context) ||
-      (tenantId !== null && anyKills(this.#tenants.get(tenantId), context))
+    return firstToKill(this.#users.get(userId), context) ??
+      firstToKill(context.authType === 'session' ? this.#sessions.get(context.sessionId) : this.#tokens.get(context.tokenId), context) ??
+      (tenantId === null ? null : firstToKill(this.#tenants.get(tenantId), context))
   }
 
   isLoggedOut (sessionId: string): boolean {
@@ -131,10 +136,10 @@ export class Revocations {
   }
 }
 
-function anyKills (revocations: readonly Revocation[] | undefined, context: AuthContext): boolean {
-  if (revocations === undefined) return false
-  for (const revocation of revocations) if (kills(revocation, context)) return true
-  return false
+function firstToKill (revocations: readonly Revocation[] | undefined, context: AuthContext): Revocation | null {
+  if (revocations === undefined) return null
+  for (const revocation of revocations) if (kills(revocation, context)) return revocation
+  return null
 }
 
 function kills (revocation: Revocation, context: AuthContext): boolean {

@@ -1,6 +1,7 @@
 /** Every way a guarded socket ends. */
 import type { Socket } from '../request.js'
 import { invalidOption } from '../errors.js'
+import type { ClosedBy } from '../observe/tally.js'
 import { CLOSE, type CloseAction, type CloseName, type CloseReason } from '../protocol.js'
 import { now } from './clock.js'
 import type { GuardedConnection } from './connection.js'
@@ -15,6 +16,8 @@ const CLOSE_GRACE = 3000
 export const RETRY_AFTER = 5000
 /** What needs no escape in JSON, and leaves room in the 123 bytes. */
 export const REASON = /^[\w .:-]{1,40}$/
+
+const NAMES = Object.keys(CLOSE) as CloseName[]
 
 export type CloseCodes = Partial<Record<CloseName, number | undefined>>
 
@@ -62,9 +65,38 @@ export function finish (connection: GuardedConnection, code: number, reason: Buf
   connection.isOpen = false
   wheel.remove(connection)
   const shown = connection.closeCode === 0 ? code : connection.closeCode
-  hub.audit.closed(connection, shown, now() - connection.startedAt)
+  hub.audit.closed(connection, shown, closedBy(connection.closeCode, code, hub.settings.closeCodes), now() - connection.startedAt)
   connection.announce('close', shown)
   return true
+}
+
+const BY: Readonly<Record<CloseName, ClosedBy>> = {
+  AuthenticationFailed: 'authentication',
+  AuthenticationExpired: 'authentication',
+  Inactive: 'server',
+  RefreshFailed: 'authentication',
+  RefreshTimeout: 'authentication',
+  Revoked: 'authentication',
+  Forbidden: 'authentication',
+  RateLimited: 'limit',
+  TooManyConnections: 'limit',
+  AuthenticationTimeout: 'authentication',
+  IdentityChanged: 'authentication',
+  Unavailable: 'server',
+  ProtocolError: 'server',
+  Draining: 'server'
+}
+/** What is seen where nobody said goodbye (RFC 6455 §7.1.5). */
+const ABNORMAL = 1006
+
+/**
+ * Who ended it, so that expired tokens are not taken for a bad network.
+ * @param ours what we closed it with; 0: we did not
+ */
+function closedBy (ours: number, seen: number, codes: CloseCodes): ClosedBy {
+  if (ours === 0) return seen === ABNORMAL ? 'network' : 'peer'
+  const name = NAMES.find(one => (codes[one] ?? CLOSE[one].code) === ours)
+  return name === undefined ? 'application' : BY[name]
 }
 
 /** Closes a socket that never became a connection. */
@@ -100,5 +132,5 @@ function resolveClose (by: CloseBy, codes: CloseCodes, { reason, action }: Close
 }
 
 function nameOf (code: number): CloseName | undefined {
-  return (Object.keys(CLOSE) as CloseName[]).find(name => CLOSE[name].code === code)
+  return NAMES.find(name => CLOSE[name].code === code)
 }

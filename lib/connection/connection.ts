@@ -5,7 +5,9 @@ import type { FastifyRequest } from 'fastify'
 import type { AuthContext } from '../../types/context.js'
 import type { Connection, ConnectionEvents } from '../../types/connection.js'
 import type { Place } from '../policy/limits.js'
+import type { MessageRate } from '../policy/rates.js'
 import { SUBPROTOCOL, type CloseName } from '../protocol.js'
+import type { Revocation } from '../cluster/revocations.js'
 import { now } from './clock.js'
 import { checkClose, closeConnection, finish } from './closing.js'
 import { flush, receive } from './gate.js'
@@ -17,6 +19,12 @@ import type { Wheeled } from './wheel.js'
 export interface Granted {
   readonly permissions: readonly string[]
   readonly insteadOf: readonly string[]
+}
+
+/** When a revoked credential ends its socket, and by which revocation. */
+export interface Ending {
+  readonly by: number
+  readonly revocation: Pick<Revocation, 'id' | 'reason'>
 }
 
 /** A frame that waits for its turn. */
@@ -61,11 +69,15 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   refreshesBegun = 0
   refreshApplied = 0
   /** Its credential was revoked: when it ends for that, unless another came, and why. */
-  revoked: { readonly by: number, readonly reason: string } | null = null
+  revoked: Ending | null = null
   /** Permissions that were set on it, and those of its credential that they stand for. */
   granted: Granted | null = null
   /** Where connections are limited. */
   place: Place | null = null
+  /** What it may send; null: as much as it likes. */
+  rate: MessageRate | null = null
+  framesIn = 0
+  framesOut = 0
 
   // Times are those of clock.ts; 0 is never.
   readonly startedAt: number
@@ -179,5 +191,9 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   mayReceive (): boolean {
     isOver(this)
     return true
+  }
+
+  sent (): void {
+    this.framesOut++
   }
 }

@@ -3,8 +3,10 @@ import type { Duplex } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
 import type { Connection, ConnectionFilter } from '../../types/connection.js'
 import type { AuthContext } from '../../types/context.js'
+import { ERRORS } from '../errors.js'
 import type { ParsedOptions, ParsedRouteRule } from '../options.js'
 import type { Place } from '../policy/limits.js'
+import { MessageRate } from '../policy/rates.js'
 import type { RequirementCheck } from '../policy/requirements.js'
 import { SUBPROTOCOL } from '../protocol.js'
 import { setContext, type Socket } from '../request.js'
@@ -20,20 +22,21 @@ import { PendingSocket } from './pending.js'
 import { Registry } from './registry.js'
 import { SessionWatch } from './sessions.js'
 import { isGuarded, ownerOf, setOwner, type GuardedSocket } from './socket.js'
+import { WaitingSockets } from './waiting.js'
 
-export type HubParts = Pick<Hub, 'verifiers' | 'audit' | 'report' | 'revocations' | 'limits'>
+export type HubParts = Pick<Hub, 'verifiers' | 'audit' | 'report' | 'revocations' | 'limits' | 'rates'>
 
-export function createHub (options: ParsedOptions, { verifiers, audit, report, revocations, limits }: HubParts): Hub {
+export function createHub (options: ParsedOptions, { verifiers, audit, report, revocations, limits, rates }: HubParts): Hub {
   const registry = new Registry()
   const sessions = verifiers.sessions === null ? null : new SessionWatch(verifiers.sessions, options, registry)
   return {
-    settings: options, verifiers, registry, pending: new Set(), sessions, audit, report, revocations, limits, lookAt, isDraining: false, isIsolated: false
+    settings: options, verifiers, registry, pending: new WaitingSockets(options.limits), sessions, audit, report, revocations, limits, rates, lookAt, isDraining: false, isIsolated: false
   }
 }
 
 export function createRouteSettings (hub: Hub, rule: ParsedRouteRule, meets: RequirementCheck): RouteSettings {
-  const { authorize, onRefused, control, firstMessage, sessionMaxAge } = rule
-  return { hub, meets, authorize, onRefused, control, firstMessage, sessionMaxAge, message: new ReusableMessage() }
+  const { authorize, onRefused, rate, control, firstMessage, sessionMaxAge } = rule
+  return { hub, meets, authorize, onRefused, rate, control, firstMessage, sessionMaxAge, message: new ReusableMessage() }
 }
 
 /**
@@ -49,8 +52,9 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     return
   }
   const { hub } = route
-  const { closeCodes, drain, limits } = hub.settings
+  const { closeCodes, drain } = hub.settings
   if (place?.isEvicted === true) {
+    if (context !== null) hub.audit.evicted(request, context)
     closeSocket(socket, 'TooManyConnections', closeCodes, EVICTED)
     return
   }
@@ -62,8 +66,10 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     if (isLive(begin(socket, request, route, context, place, []))) run()
     return
   }
-  if (hub.pending.size >= limits.pending) {
-    closeSocket(socket, 'Unavailable', closeCodes)
+  const full = hub.pending.refusalOf(request)
+  if (full !== null) {
+    hub.audit.refused(request, full, null)
+    closeSocket(socket, ERRORS[full].close, closeCodes)
     return
   }
   setOwner(socket, new PendingSocket(socket, net, request, route, (authenticated, held, taken) => {
@@ -93,6 +99,9 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
   const connection = new GuardedConnection(socket, request, route, context)
   setOwner(socket, connection)
   const { heartbeat } = hub.settings
+  if (route.rate !== undefined) {
+    connection.rate = new MessageRate(route.rate, hub.rates, request.routeOptions.url ?? '', context, connection.startedAt)
+  }
   if (heartbeat !== false) connection.pingAt = connection.startedAt + heartbeat.interval
   hub.registry.add(connection)
   schedule(connection)
@@ -100,7 +109,8 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
   if (place !== null) {
     connection.place = place
     place.onEvicted = () => {
-      hub.audit.limited(connection, 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS')
+      hub.audit.limited(connection, 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS', true)
+      hub.audit.tally.limited('too_many_connections', true)
       closeConnection(connection, 'TooManyConnections', EVICTED)
     }
   }
@@ -113,8 +123,9 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
  */
 function isLive (connection: GuardedConnection): boolean {
   const { context, isOpen, route: { hub } } = connection
-  if (isOpen && hub.revocations.covers(context)) {
-    hub.audit.revoked(connection, '')
+  const revocation = hub.revocations.find(context)
+  if (isOpen && revocation !== null) {
+    hub.audit.revoked(connection, revocation)
     closeConnection(connection, 'Revoked')
   }
   return connection.isOpen && !isOver(connection)

@@ -42,15 +42,16 @@ function filterOf ({ kind, key }: Revocation): ConnectionFilter {
 }
 
 /** Nothing passes any more from here on, in either direction; the closes follow in batches. */
-export async function revokeConnections (connections: readonly GuardedConnection[], { reason }: Revocation): Promise<void> {
-  for (const connection of connections) endBy(connection, AT_ONCE, reason)
+export async function revokeConnections (connections: readonly GuardedConnection[], revocation: Revocation): Promise<void> {
+  for (const connection of connections) endBy(connection, AT_ONCE, revocation)
   await inBatches(connections, connection => { isOver(connection) })
 }
 
 /** Asks for another credential, and ends whoever has not brought one in time. */
-export function requireReauth (connections: readonly GuardedConnection[], { reason, reauthWithin }: Revocation): void {
+export function requireReauth (connections: readonly GuardedConnection[], revocation: Revocation): void {
+  const { reauthWithin } = revocation
   for (const connection of connections) {
-    if (!endBy(connection, now() + reauthWithin, reason)) continue
+    if (!endBy(connection, now() + reauthWithin, revocation)) continue
     connection.isAsked = true
     // A session's socket takes no token: what helps there is a new login over HTTP.
     if (connection.speaks && connection.context.authType !== 'session') {
@@ -73,9 +74,11 @@ export function changePermissions (hub: Hub, userId: string, given: readonly str
     const added = permissions.filter(name => !context.permissions.includes(name))
     const removed = context.permissions.filter(name => !permissions.includes(name))
     connection.granted = { permissions, insteadOf: connection.granted?.insteadOf ?? context.permissions }
-    replaceContext(connection, Object.freeze<AuthContext>({ ...context, permissions }), context.version + 1, () => {
-      hub.audit.permissionsChanged(connection)
-      if (connection.speaks) sendFrame(connection.socket, { type: 'permission_update', permissions, added, removed })
+    replaceContext(connection, Object.freeze<AuthContext>({ ...context, permissions }), context.version + 1, {
+      onReplaced () { hub.audit.permissionsChanged(connection) },
+      onHolds () {
+        if (connection.speaks) sendFrame(connection.socket, { type: 'permission_update', permissions, added, removed })
+      }
     })
   }
   return { matched: connections.length, closed: connections.filter(({ isOpen }) => !isOpen).length }

@@ -3,25 +3,29 @@
  * costs no promise and no object; one that is not holds back the frames behind it.
  */
 import { settleWithin } from '../deadline.js'
-import { adopt, type Maybe } from '../maybe.js'
+import { adopt, attempt, whenReady, type Maybe } from '../maybe.js'
 import { now } from './clock.js'
-import { closeConnection, finish } from './closing.js'
+import { closeConnection, finish, RETRY_AFTER } from './closing.js'
 import type { GuardedConnection, HeldFrame } from './connection.js'
 import { controlType, sendFrame } from './control.js'
 import { isOver } from './lifecycle.js'
 import { byteLengthOf, ReusableMessage } from './message.js'
+import { isLimited, isTooMuch } from './rate.js'
 import { reauthenticate } from './reauth.js'
 import { isStale, readSession } from './sessions.js'
 import { awaitListener, type RawFrame } from './socket.js'
 
 const MAX_HELD_FRAMES = 32
+/** A verdict: refused, and answered already. */
+const LIMITED = Symbol('limited')
 const MAX_HELD_BYTES = 64 * 1024
 
 export function receive (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
   connection.isAlive = true
+  connection.framesIn++
   // The clock is read once a message: each reading costs as much as the rest of a synchronous verdict.
   const time = now()
-  if (!connection.isOpen || isOver(connection, time)) return
+  if (!connection.isOpen || isOver(connection, time) || isTooMuch(connection, data, time)) return
   if (!isBinary && connection.readsControl && isOurs(connection, data)) return
   connection.lastMessageAt = time
   connection.isUsed = true
@@ -109,7 +113,7 @@ function judge (connection: GuardedConnection, data: RawFrame, isBinary: boolean
     judgeFresh(connection, data, isBinary)
     return
   }
-  if (connection.route.authorize === undefined) {
+  if (connection.route.authorize === undefined && connection.rate?.isShared !== true) {
     connection.socket.deliver(data, isBinary)
     return
   }
@@ -122,8 +126,19 @@ function judgeFresh (connection: GuardedConnection, data: RawFrame, isBinary: bo
   judgeLater(connection, readSession(connection).then(() => ask(connection, data, isBinary)), data, isBinary)
 }
 
-/** What the route says; what throws is a refusal. There is no closure here, for every message would pay for it. */
+/** First whether all nodes together have room for it, where that is asked, then what the route says. */
 function ask (connection: GuardedConnection, data: RawFrame, isBinary: boolean): Maybe<unknown> {
+  const { rate } = connection
+  if (rate?.isShared !== true) return askRoute(connection, data, isBinary)
+  const room = attempt(() => rate.spendShared(byteLengthOf(data)), error => {
+    fault(connection, error)
+    return RETRY_AFTER
+  })
+  return whenReady(room, wait => wait > 0 && isLimited(connection, wait) ? LIMITED : askRoute(connection, data, isBinary))
+}
+
+/** What the route says; what throws is a refusal. There is no closure here, for every message would pay for it. */
+function askRoute (connection: GuardedConnection, data: RawFrame, isBinary: boolean): Maybe<unknown> {
   const { route, context, request } = connection
   const { authorize } = route
   if (authorize === undefined) return true
@@ -161,6 +176,8 @@ function settle (connection: GuardedConnection, verdict: unknown, data: RawFrame
     connection.socket.deliver(data, isBinary)
     return
   }
+  // The client knows.
+  if (verdict === LIMITED) return
   const { route } = connection
   route.hub.audit.messageRefused(connection)
   if (route.onRefused === 'close') closeConnection(connection, 'Forbidden')

@@ -6,19 +6,21 @@ import type { Refusal } from '../errors.js'
 import type { Maybe } from '../maybe.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
+import type { Revocation } from '../cluster/revocations.js'
 import type { ConnectionLimits } from '../policy/limits.js'
+import type { RateParts, RouteRates } from '../policy/rates.js'
 import type { RequirementCheck } from '../policy/requirements.js'
 import type { CloseAction, CloseName } from '../protocol.js'
 import type { VerifiedSession } from '../verify/session.js'
 import type { GuardedConnection } from './connection.js'
 import type { ReusableMessage } from './message.js'
-import type { PendingSocket } from './pending.js'
 import type { Registry } from './registry.js'
 import type { SessionWatch, SessionWatchSettings } from './sessions.js'
+import type { WaitingSockets } from './waiting.js'
 
 /** The options that matter after the 101. */
 export type Settings = Pick<ParsedOptions,
-  'handshakeTimeout' | 'expiryGrace' | 'maxConnectionAge' | 'idleTimeout' | 'heartbeat' | 'drain' | 'closeCodes' | 'limits'>
+  'handshakeTimeout' | 'expiryGrace' | 'maxConnectionAge' | 'idleTimeout' | 'heartbeat' | 'drain' | 'closeCodes' | 'limits' | 'report'>
 
 /** The same path as before the 101. */
 export interface Verifiers {
@@ -39,6 +41,8 @@ export interface LiveSessions {
 /** The live revocations, as those who hold a context ask them. */
 export interface RevocationCheck {
   covers (context: AuthContext): boolean
+  /** null: it is not revoked. */
+  find (context: AuthContext): Revocation | null
 }
 
 export interface Hub {
@@ -46,12 +50,13 @@ export interface Hub {
   readonly verifiers: Verifiers
   readonly registry: Registry
   /** Sockets that still owe their first message. */
-  readonly pending: Set<PendingSocket>
+  readonly pending: WaitingSockets
   readonly sessions: SessionWatch | null
   readonly audit: Auditor
   readonly revocations: RevocationCheck
   /** null: connections are not counted. */
   readonly limits: ConnectionLimits | null
+  readonly rates: RateParts
   /** The application is closing: new sockets are refused. */
   isDraining: boolean
   /** The cluster is away for too long: new sockets are refused. */
@@ -67,6 +72,7 @@ export interface RouteSettings {
   readonly meets: RequirementCheck
   readonly authorize: MessageRule | undefined
   readonly onRefused: 'error' | 'close'
+  readonly rate: RouteRates | undefined
   readonly control: boolean | undefined
   /** In milliseconds; 0: a credential is needed at the handshake. */
   readonly firstMessage: number

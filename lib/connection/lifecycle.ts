@@ -5,7 +5,7 @@
 import type { AuthContext } from '../../types/context.js'
 import { AT_ONCE, fromEpoch, now } from './clock.js'
 import { closeConnection } from './closing.js'
-import type { GuardedConnection } from './connection.js'
+import type { Ending, GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
 import { release } from './gate.js'
 import { readSession } from './sessions.js'
@@ -36,9 +36,9 @@ export function schedule (connection: GuardedConnection): void {
 }
 
 /** Sets an end that only another credential moves. false: it has one that is sooner. */
-export function endBy (connection: GuardedConnection, by: number, reason: string): boolean {
+export function endBy (connection: GuardedConnection, by: number, revocation: Ending['revocation']): boolean {
   if (connection.revoked !== null && connection.revoked.by <= by) return false
-  connection.revoked = { by, reason }
+  connection.revoked = { by, revocation }
   connection.endsAt = sooner(connection.endsAt, by)
   // One that is over already is looked at in its turn, by whom it ended.
   if (by !== AT_ONCE) lookAt(connection)
@@ -81,7 +81,7 @@ function end (connection: GuardedConnection): void {
   if (!connection.isOpen) return
   const { context, isAsked, revoked } = connection
   if (revoked !== null && now() >= revoked.by) {
-    connection.route.hub.audit.revoked(connection, revoked.reason)
+    connection.route.hub.audit.revoked(connection, revoked.revocation)
     closeConnection(connection, 'Revoked')
     return
   }

@@ -5,7 +5,7 @@ import { settleWithin } from '../deadline.js'
 import { ERRORS, isRefusal, type Refusal } from '../errors.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { Place } from '../policy/limits.js'
-import { networkOf } from '../request.js'
+import { retryAfterOf } from '../request.js'
 import { parseClientFrame, type CloseName } from '../protocol.js'
 import { limitBytes } from './bytes.js'
 import { closeSocket, EVICTED } from './closing.js'
@@ -37,6 +37,8 @@ export class PendingSocket implements SocketOwner, Wheeled {
   readonly #held: HeldFrame[] = []
   #frames = 0
   #isVerifying = false
+  /** Whom the credential names, whatever comes of it. */
+  #who: AuthContext | null = null
   #isPending = true
 
   constructor (socket: GuardedSocket, net: Duplex, request: FastifyRequest, route: RouteSettings, done: OnAuthenticated) {
@@ -48,7 +50,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
     socket.on('error', ignore)
     this.#stopCounting = limitBytes(net, MAX_BYTES, () => { this.fail('ProtocolError') })
     wheel.schedule(this, route.firstMessage)
-    route.hub.pending.add(this)
+    route.hub.pending.add(this, request)
   }
 
   /** The time is over. */
@@ -71,6 +73,8 @@ export class PendingSocket implements SocketOwner, Wheeled {
   listened (): void {}
 
   closed (): boolean {
+    // One that we have closed was refused, and one whose peer went away was not.
+    if (this.#isPending) this.#route.hub.audit.passed(this.#request, 'abandoned')
     this.#leave()
     return true
   }
@@ -80,9 +84,11 @@ export class PendingSocket implements SocketOwner, Wheeled {
     return false
   }
 
+  sent (): void {}
+
   fail (name: CloseName, code?: Refusal, details: CloseDetails = {}): void {
     this.#leave()
-    this.#route.hub.audit.refused(this.#request, code ?? 'FST_HYBRID_AUTH_MISSING_CREDENTIALS')
+    this.#route.hub.audit.refused(this.#request, code ?? 'FST_HYBRID_AUTH_MISSING_CREDENTIALS', this.#who)
     closeSocket(this.#socket, name, this.#route.hub.settings.closeCodes, details)
     // An answer to the close is read; more than that is not.
     limitBytes(this.#net, MAX_BYTES, () => { this.#socket.pause() })
@@ -102,7 +108,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
       this.fail('ProtocolError')
       return
     }
-    const { hub, meets } = this.#route
+    const { hub } = this.#route
     if (hub.isIsolated) {
       this.fail('Unavailable', UNAVAILABLE)
       return
@@ -113,14 +119,14 @@ export class PendingSocket implements SocketOwner, Wheeled {
     }
     let place: Place | null = null
     const takePlace = (auth: AuthContext): Maybe<AuthContext | Refusal> =>
-      whenReady(hub.limits?.acquire(auth, networkOf(this.#request).ip, this.#net) ?? null, taken => {
+      whenReady(hub.limits?.acquire(this.#request, auth, this.#net) ?? null, taken => {
         if (isRefusal(taken)) return taken
         place = taken
         return auth
       })
     const admitted = attempt(() => whenReady(hub.verifiers.verifyToken(this.#request, frame.token), outcome => isRefusal(outcome)
       ? outcome
-      : whenReady(meets(outcome, this.#request), (holds): Maybe<AuthContext | Refusal> => holds ? takePlace(outcome) : 'FST_HYBRID_AUTH_FORBIDDEN')), failed)
+      : whenReady(this.#meets(outcome), (holds): Maybe<AuthContext | Refusal> => holds ? takePlace(outcome) : 'FST_HYBRID_AUTH_FORBIDDEN')), failed)
     settleWithin<AuthContext | Refusal>(admitted, hub.settings.handshakeTimeout, UNAVAILABLE, given => {
       if (!this.#isPending) return
       if (hasLost(place)) {
@@ -128,12 +134,17 @@ export class PendingSocket implements SocketOwner, Wheeled {
         return
       }
       if (isRefusal(given)) {
-        this.fail(ERRORS[given].close, given)
+        this.fail(ERRORS[given].close, given, detailsOf(this.#request, given))
         return
       }
       this.#leave()
       this.#done(given, this.#held, place)
     })
+  }
+
+  #meets (auth: AuthContext): Maybe<boolean> {
+    this.#who = auth
+    return this.#route.meets(auth, this.#request)
   }
 
   #leave (): void {
@@ -147,6 +158,11 @@ export class PendingSocket implements SocketOwner, Wheeled {
 /** It went to another before this one had it. */
 function hasLost (place: Place | null): boolean {
   return place?.isEvicted === true
+}
+
+function detailsOf (request: FastifyRequest, code: Refusal): CloseDetails {
+  const retryAfterMs = ERRORS[code].status === 429 ? retryAfterOf(request) : undefined
+  return retryAfterMs === undefined ? {} : { retryAfterMs }
 }
 
 function ignore (): void {}

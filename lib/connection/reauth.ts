@@ -4,14 +4,15 @@ import { isRefusal, type Refusal } from '../errors.js'
 import type { AuthContext } from '../../types/context.js'
 import { attempt } from '../maybe.js'
 import { parseClientFrame } from '../protocol.js'
-import { setContext } from '../request.js'
+import { retryAfterOf, setContext } from '../request.js'
 import { withVersion } from '../verify/context.js'
-import { closeConnection } from './closing.js'
+import { closeConnection, RETRY_AFTER } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
 import { isOver, schedule } from './lifecycle.js'
 
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
+const TOO_MANY: Refusal = 'FST_HYBRID_AUTH_TOO_MANY_FAILURES'
 const INVALID: Refusal = 'FST_HYBRID_AUTH_INVALID_TOKEN'
 const MAX_FAILURES = 3
 const MAX_IN_FLIGHT = 4
@@ -58,9 +59,12 @@ function apply (connection: GuardedConnection, next: AuthContext, turn: number):
   // The same token, sent again, does not undo what was set since.
   if (!isSameToken(connection.context, next)) connection.granted = null
   const current = withGranted(connection, next)
-  replaceContext(connection, current, connection.context.version + 1, () => {
-    hub.audit.refreshed(connection)
-    sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) })
+  replaceContext(connection, current, connection.context.version + 1, {
+    onHolds () {
+      hub.audit.refreshed(connection)
+      sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) })
+    },
+    onForbidden () { hub.audit.refreshRefused(connection, 'FST_HYBRID_AUTH_FORBIDDEN') }
   })
 }
 
@@ -72,7 +76,14 @@ function refuse (connection: GuardedConnection, code: Refusal): void {
     return
   }
   connection.failedRefreshes++
-  if (connection.failedRefreshes >= MAX_FAILURES) closeConnection(connection, 'RefreshFailed')
+  const isLast = connection.failedRefreshes >= MAX_FAILURES
+  if (code === TOO_MANY) {
+    const retryAfterMs = retryAfterOf(connection.request) ?? RETRY_AFTER
+    if (isLast) closeConnection(connection, 'RateLimited', { retryAfterMs })
+    else sendFrame(socket, { type: 'error', code: 'rate_limited', message: 'Too many attempts to authenticate have failed', action: 'retry', retryAfterMs })
+    return
+  }
+  if (isLast) closeConnection(connection, 'RefreshFailed')
   else sendFrame(socket, { type: 'error', code: 'refresh_failed', message: 'The credential was refused', action: 'refresh' })
 }
 
@@ -94,12 +105,21 @@ export function withGranted (connection: GuardedConnection, next: AuthContext): 
   return next
 }
 
+/** Who is told of a replaced context, and when. */
+export interface Replacement {
+  /** At once. */
+  readonly onReplaced?: () => void
+  /** The route's rule holds. */
+  readonly onHolds?: () => void
+  /** It does not, and the connection is about to be closed. */
+  readonly onForbidden?: () => void
+}
+
 /**
  * Swaps the context, the indexes and everything that follows from its times, in one step: what was lost is lost at once.
  * Then the route's rule is asked, and the connection ends if it no longer holds.
- * @param told who asked for it is told, once the rule holds
  */
-export function replaceContext (connection: GuardedConnection, next: AuthContext, version: number, told: () => void = () => {}): void {
+export function replaceContext (connection: GuardedConnection, next: AuthContext, version: number, told: Replacement = {}): void {
   const { request, route } = connection
   const isNew = version !== connection.context.version
   const context = withVersion(next, version)
@@ -109,13 +129,11 @@ export function replaceContext (connection: GuardedConnection, next: AuthContext
   })
   schedule(connection)
   if (!isNew) return
-  recheckRule(connection, context, () => {
-    told()
-    connection.announce('refresh', context)
-  })
+  told.onReplaced?.()
+  recheckRule(connection, context, told)
 }
 
-function recheckRule (connection: GuardedConnection, context: AuthContext, onHolds: () => void): void {
+function recheckRule (connection: GuardedConnection, context: AuthContext, { onHolds, onForbidden }: Replacement): void {
   const { request, route } = connection
   const failed = (error: unknown): false => {
     route.hub.report(request, 'rule', error)
@@ -124,9 +142,11 @@ function recheckRule (connection: GuardedConnection, context: AuthContext, onHol
   settleWithin(attempt(() => route.meets(context, request), failed), route.hub.settings.handshakeTimeout, false, holds => {
     // A later context has its own answer, and may be there already.
     if (connection.context !== context || !connection.isOpen) return
-    if (holds) onHolds()
-    else {
-      route.hub.audit.refreshRefused(connection, 'FST_HYBRID_AUTH_FORBIDDEN')
+    if (holds) {
+      onHolds?.()
+      connection.announce('refresh', context)
+    } else {
+      onForbidden?.()
       closeConnection(connection, 'Forbidden')
     }
   })

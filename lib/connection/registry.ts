@@ -4,6 +4,7 @@
  */
 import type { ConnectionFilter } from '../../types/connection.js'
 import { invalidOption } from '../errors.js'
+import type { Census } from '../observe/metrics.js'
 import type { GuardedConnection } from './connection.js'
 
 /** The fields of a connection that link it to its neighbours under one key. */
@@ -34,6 +35,17 @@ export class Registry {
     if (!this.#all.delete(connection)) return
     unlink(this.#byUser, connection.context.userId, connection, SAME_USER)
     this.#unlinkCredential(connection)
+  }
+
+  /** How many there are of each kind, and how many frames they hold back. */
+  census (): Census {
+    const byType = new Map<string, number>([['jwt', 0], ['session', 0]])
+    let queuedFrames = 0
+    for (const { context: { authType }, held } of this.#all) {
+      byType.set(authType, (byType.get(authType) ?? 0) + 1)
+      queuedFrames += held?.length ?? 0
+    }
+    return { byType, queuedFrames }
   }
 
   /** Moves the connection to its new credential; the user stays the same. */

@@ -21,6 +21,8 @@ export interface SocketOwner {
   closed (code: number, reason: Buffer): boolean
   /** Whether the peer may have a frame of the application. One that is past its end is closed here, and ws tells the sender. */
   mayReceive (): boolean
+  /** A frame goes out, the application's or one of ours. */
+  sent (): void
 }
 
 /** As the options of a server have it. */
@@ -89,7 +91,10 @@ export function guardedClass (Base: SocketClass): SocketClass {
       if (this[OWNER]?.mayReceive() === false) {
         const told = typeof options === 'function' ? options : callback
         if (told !== undefined) process.nextTick(told, authError('FST_HYBRID_AUTH_MISSING_CREDENTIALS'))
-      } else if (typeof options === 'object') super.send(data, options, callback)
+        return
+      }
+      this[OWNER]?.sent()
+      if (typeof options === 'object') super.send(data, options, callback)
       else super.send(data, options ?? callback)
     }
 
@@ -108,6 +113,7 @@ export function guardedClass (Base: SocketClass): SocketClass {
     }
 
     sendControl (text: string): void {
+      this[OWNER]?.sent()
       super.send(text)
     }
 

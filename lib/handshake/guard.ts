@@ -33,6 +33,9 @@ const PENDING = Symbol('pending')
 type Found = ReturnType<ReturnType<typeof createCredentialFinder>>
 type Verdict = AuthContext | Refusal | null | typeof PENDING
 
+const TLS_REQUIRED: Refusal = 'FST_HYBRID_AUTH_TLS_REQUIRED'
+const ORIGIN_REFUSED: Refusal = 'FST_HYBRID_AUTH_ORIGIN_REFUSED'
+const TOO_MANY_FAILURES: Refusal = 'FST_HYBRID_AUTH_TOO_MANY_FAILURES'
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
 const SAFE_METHODS = new Set(['GET', 'HEAD', 'OPTIONS', 'TRACE'])
 
@@ -56,13 +59,18 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
         return UNAVAILABLE
       }
       let place: Place | null = null
-      const admitted = attempt(() => whenReady(admit(request, takeCredential(request)), (verdict): Maybe<Verdict> => {
-        if (hub.limits === null || !isSocket || !request.ws || !isContext(verdict)) return verdict
-        const { ip, socket } = networkOf(request)
-        return whenReady(hub.limits.acquire(verdict, ip, socket), taken => {
-          if (isRefusal(taken)) return taken
-          place = taken
-          return verdict
+      let who: AuthContext | null = null
+      const admitted = attempt(() => whenReady(admit(request, takeCredential(request)), (admission): Maybe<Verdict> => {
+        if (!isContext(admission)) return admission
+        who = admission
+        return whenReady(meets(admission, request), (holds): Maybe<Verdict> => {
+          if (!holds) return 'FST_HYBRID_AUTH_FORBIDDEN'
+          if (hub.limits === null || !isSocket || !request.ws) return admission
+          return whenReady(hub.limits.acquire(request, admission, networkOf(request).socket), taken => {
+            if (isRefusal(taken)) return taken
+            place = taken
+            return admission
+          })
         })
       }), failed)
       settleWithin<Verdict>(admitted, options.handshakeTimeout, UNAVAILABLE, given => {
@@ -70,11 +78,12 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
         // Since it was verified, other things were waited for.
         const verdict = isContext(given) && hub.revocations.covers(given) ? revokedAs(given) : given
         if (typeof verdict === 'string') {
-          audit.refused(request, verdict)
+          audit.refused(request, verdict, who)
           refuse(request, reply, verdict, isSocket)
           return
         }
         if (isSocket && request.ws) admitSocket(request, verdict, place)
+        if (!isContext(verdict)) audit.passed(request, verdict === null ? 'anonymous' : 'pending')
         if (isContext(verdict) && contextOf(request) === null) {
           setContext(request, verdict)
           audit.authenticated(request, verdict)
@@ -86,10 +95,10 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     /** null: nobody, on a route where that is allowed. */
     function admit (request: FastifyRequest, found: Found): Maybe<Verdict> {
       if (request.ws && (hub.isDraining || hub.isIsolated)) return UNAVAILABLE
+      if (request.ws && options.requireTls && !isTls(request) && !isOnlyReported(request, 'tls', TLS_REQUIRED)) return TLS_REQUIRED
       return whenReady(contextOf(request) ?? identify(request, found), (outcome): Maybe<Verdict> => {
-        if (!isRefusal(outcome)) return whenReady(meets(outcome, request), holds => holds ? outcome : 'FST_HYBRID_AUTH_FORBIDDEN')
-        if (!isAnonymous(outcome)) return outcome
-        if (isSocket && request.ws && rule.firstMessage !== 0) return mayWait() ? PENDING : UNAVAILABLE
+        if (!isRefusal(outcome) || !isAnonymous(outcome, found)) return outcome
+        if (isSocket && request.ws && rule.firstMessage !== 0) return hub.pending.refusalOf(request) ?? PENDING
         return rule.optional ? null : outcome
       })
     }
@@ -103,8 +112,11 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     }
   }
 
-  function mayWait (): boolean {
-    return hub.pending.size < options.limits.pending
+  /** Whether what is refused here would only be refused, had the operator not asked to try it out first. */
+  function isOnlyReported (request: FastifyRequest, what: 'origin' | 'tls', code: Refusal): boolean {
+    if (!options.report.includes(what)) return false
+    audit.reported(request, code)
+    return true
   }
 
   /** What was presented. From here on it is in no URL and no query, whatever becomes of the request. */
@@ -118,7 +130,7 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
   function identify (request: FastifyRequest, found: Found): Maybe<AuthContext | Refusal> {
     const { origin } = request.headers
     // Browsers send cookies along to any socket, and Origin with every one: whoever sends one is held to it.
-    if (request.ws && origin !== undefined && !isSameOrAllowed(request)) return 'FST_HYBRID_AUTH_ORIGIN_REFUSED'
+    if (request.ws && origin !== undefined && !isSameOrAllowed(request) && !isOnlyReported(request, 'origin', ORIGIN_REFUSED)) return ORIGIN_REFUSED
     if (isRefusal(found)) return found
     if (found !== null && 'ticket' in found) {
       const isFrom = (asked: string | null) => asked === null ? origin === undefined || isOwn(request, origin) : asked === origin
@@ -128,7 +140,10 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
   }
 
   function mayUseCookie (request: FastifyRequest): boolean {
-    return !request.ws && SAFE_METHODS.has(request.method) ? true : isSameOrAllowed(request)
+    if ((!request.ws && SAFE_METHODS.has(request.method)) || isSameOrAllowed(request)) return true
+    // A socket with a foreign Origin was reported already.
+    if (request.ws && request.headers.origin !== undefined) return options.report.includes('origin')
+    return isOnlyReported(request, 'origin', ORIGIN_REFUSED)
   }
 
   function isSameOrAllowed (request: FastifyRequest): boolean {
@@ -148,9 +163,15 @@ function isContext (verdict: Verdict): verdict is AuthContext {
   return typeof verdict === 'object' && verdict !== null
 }
 
-/** A credential that is absent, or a cookie that names nobody: browsers keep those long after the session. */
-function isAnonymous (refusal: Refusal): boolean {
-  return refusal === 'FST_HYBRID_AUTH_MISSING_CREDENTIALS' || refusal === 'FST_HYBRID_AUTH_INVALID_SESSION'
+/** A credential that is absent, or a cookie that names nobody, however often: browsers keep those long after the session. */
+function isAnonymous (refusal: Refusal, found: Found): boolean {
+  return refusal === 'FST_HYBRID_AUTH_MISSING_CREDENTIALS' || refusal === 'FST_HYBRID_AUTH_INVALID_SESSION' ||
+    (refusal === TOO_MANY_FAILURES && found === null)
+}
+
+/** Behind a proxy as Fastify's `trustProxy` has it. */
+function isTls (request: FastifyRequest): boolean {
+  return networkOf(request).protocol === 'https'
 }
 
 function hasTicket ({ query }: FastifyRequest): boolean {

@@ -1,102 +1,200 @@
-/** Every decision as one typed event, handed over without a way to slow or break the path. */
+/** Every decision, counted, and told as one typed event to whoever wants to know, without a way to slow or break the path. */
+import { channel } from 'node:diagnostics_channel'
 import { EventEmitter } from 'node:events'
-import type { FastifyRequest } from 'fastify'
+import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
 import type { AuditEvent } from '../../types/audit.js'
 import type { AuthContext } from '../../types/context.js'
-import type { AuthErrorCode } from '../errors.js'
+import { ERRORS, type AuthErrorCode } from '../errors.js'
 import { networkOf } from '../request.js'
+import { excerpt } from './redaction.js'
+import { Sink } from './sink.js'
+import { labelOf, Tally, type ClosedBy } from './tally.js'
 
-/** Tells of decisions, before and after the 101. */
-export interface Auditor extends ConnectionAudit {
-  authenticated (request: FastifyRequest, auth: AuthContext): void
-  refused (request: FastifyRequest, code: AuthErrorCode): void
-  clusterLost (nodeId: string): void
-  /** Both in milliseconds. */
-  clusterRecovered (nodeId: string, lostFor: number, converged: number): void
-  readonly events: AuditEvents
-}
+type EventType = AuditEvent['type']
+type EventOf<Type extends EventType> = Extract<AuditEvent, { type: Type }>
+/** All members of an event but those that say when and where. */
+type Details<Type extends EventType, Known> = Omit<EventOf<Type>, 'type' | 'nodeId' | 'time' | keyof Known>
 
 /** Every event under its type. */
-export type AuditEvents = EventEmitter<{ [Type in AuditEvent['type']]: [event: Extract<AuditEvent, { type: Type }>] }>
+export type AuditEvents = EventEmitter<{ [Type in EventType]: [event: EventOf<Type>] }>
 
 /** What is told of a connection; the parts of it that an event shows. */
-export interface ConnectionAudit {
-  refreshed (connection: Audited): void
-  refreshRefused (connection: Audited, code: AuthErrorCode): void
-  identityChanged (connection: Audited): void
-  expired (connection: Audited): void
-  messageRefused (connection: Audited): void
-  permissionsChanged (connection: Audited): void
-  /** @param reason the revocation's */
-  revoked (connection: Audited, reason: string): void
-  limited (connection: Audited, code: AuthErrorCode): void
-  /** @param duration in milliseconds */
-  closed (connection: Audited, closeCode: number, duration: number): void
-}
-
-interface Audited {
+export interface Audited {
   readonly id: string
   readonly request: FastifyRequest
   readonly context: AuthContext
+  readonly framesIn: number
+  readonly framesOut: number
 }
 
-export function createAuditor (sink: ((event: AuditEvent) => unknown) | undefined): Auditor {
-  const events: AuditEvents = new EventEmitter()
+export type Auditor = ReturnType<typeof createAuditor>
 
-  function deliver<Type extends AuditEvent['type']> (type: Type, describe: () => Omit<Extract<AuditEvent, { type: Type }>, 'type'>): void {
+type Level = 'debug' | 'info' | 'warn'
+const LINES: Readonly<Record<EventType, readonly [level: Level, message: string]>> = {
+  authenticated: ['debug', 'authenticated'],
+  fallback: ['info', 'the bearer was refused, the session is used instead'],
+  refused: ['info', 'authentication refused'],
+  refreshed: ['debug', 'credential refreshed'],
+  refresh_refused: ['info', 'the new credential was refused'],
+  identity_changed: ['warn', 'the new credential is of somebody else'],
+  expired: ['info', 'the credential has expired'],
+  revoked: ['info', 'the credential was revoked'],
+  permissions_changed: ['info', 'permissions changed'],
+  message_refused: ['debug', 'message refused'],
+  limited: ['warn', 'limit reached'],
+  brute_force_suspected: ['warn', 'too many credentials that look like guesses'],
+  closed: ['debug', 'connection closed'],
+  command: ['info', 'command given'],
+  cluster_lost: ['warn', 'the cluster is away'],
+  cluster_recovered: ['info', 'the other nodes can be reached again']
+}
+
+/** How long the last events are waited for when the application closes, in milliseconds. */
+const FLUSH = 5000
+
+/** @param log for what no request is concerned with; the rest goes to the request's own */
+export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((event: AuditEvent) => unknown) | undefined) {
+  const events: AuditEvents = new EventEmitter()
+  const tally = new Tally()
+  const sink = tell === undefined
+    ? null
+    : new Sink(tell, () => {
+      if (tally.auditDropped++ === 0) log.warn('audit events are dropped: the audit function does not keep up')
+    })
+  const channels = Object.fromEntries(Object.keys(LINES).map(type => [type, channel(`fastify-hybrid-auth:${type}`)]))
+
+  function deliver<Type extends EventType> (type: Type, logger: FastifyBaseLogger, describe: () => Details<Type, unknown>): void {
+    const [level, message] = LINES[type]
+    // What a logger would not write it answers by a function of this name.
+    const isLogged = logger[level].name !== 'noop'
     const isHeard = events.listenerCount(type) > 0
-    if (sink === undefined && !isHeard) return
-    const event = { type, ...describe() } as Extract<AuditEvent, { type: Type }>
-    quietly(() => sink?.(event))
+    const isWatched = channels[type]?.hasSubscribers === true
+    if (!isLogged && !isHeard && !isWatched && sink === null) return
+    const event = { type, time: Date.now(), nodeId, ...describe() } as EventOf<Type>
+    sink?.push(event)
+    if (isWatched) channels[type]?.publish(event)
+    if (isLogged) quietly(() => { logger[level]({ hybridAuth: event }, message) })
     if (isHeard) quietly(() => (events as EventEmitter).emit(type, event))
   }
 
+  function tellOf<Type extends EventType> (type: Type, connection: Audited, details: Details<Type, ReturnType<typeof about>>): void {
+    deliver(type, connection.request.log, () => ({ ...about(connection), ...details } as Details<Type, unknown>))
+  }
+
+  function tellAt<Type extends EventType> (type: Type, request: FastifyRequest, details: Details<Type, ReturnType<typeof placeOf>>): void {
+    deliver(type, request.log, () => ({ ...placeOf(request), ...details } as Details<Type, unknown>))
+  }
+
   return {
-    authenticated (request, auth) {
-      const code = auth.authType === 'session' ? auth.fallbackFrom : undefined
-      if (code !== undefined) deliver('fallback', () => ({ code, ...whoAt(request, auth) }))
-      deliver('authenticated', () => ({ ...whoAt(request, auth) }))
-    },
-    refused (request, code) { deliver('refused', () => ({ code, ...placeOf(request) })) },
-    refreshed (connection) { deliver('refreshed', () => ({ ...about(connection) })) },
-    refreshRefused (connection, code) { deliver('refresh_refused', () => ({ code, ...about(connection) })) },
-    identityChanged (connection) { deliver('identity_changed', () => ({ ...about(connection) })) },
-    expired (connection) { deliver('expired', () => ({ ...about(connection) })) },
-    messageRefused (connection) { deliver('message_refused', () => ({ ...about(connection) })) },
-    permissionsChanged (connection) { deliver('permissions_changed', () => about(connection)) },
-    revoked (connection, reason) { deliver('revoked', () => ({ reason, ...about(connection) })) },
-    limited (connection, code) { deliver('limited', () => ({ code, ...about(connection) })) },
-    clusterLost (nodeId) { deliver('cluster_lost', () => ({ time: Date.now(), nodeId })) },
-    clusterRecovered (nodeId, lostFor, converged) { deliver('cluster_recovered', () => ({ time: Date.now(), nodeId, lostFor, converged })) },
+    nodeId,
     events,
-    closed (connection, closeCode, duration) {
-      deliver('closed', () => ({ closeCode, duration, ...about(connection) }))
-    }
+    tally,
+    /** Resolves when the application's function was told everything, or after a while. */
+    flush: async (): Promise<void> => sink?.flush(FLUSH),
+
+    authenticated (request: FastifyRequest, auth: AuthContext): void {
+      const code = auth.authType === 'session' ? auth.fallbackFrom : undefined
+      tally.handshake(isSocket(request), auth.authType)
+      if (code !== undefined) tellAt('fallback', request, { code, ...whoIs(auth) })
+      tellAt('authenticated', request, whoIs(auth))
+    },
+    /** Nobody, on a route where that is allowed, or not yet. */
+    passed (request: FastifyRequest, outcome: 'anonymous' | 'pending' | 'abandoned'): void { tally.handshake(isSocket(request), outcome) },
+    /** @param auth who it was, where that was known already */
+    refused (request: FastifyRequest, code: AuthErrorCode, auth: AuthContext | null): void {
+      tally.handshake(isSocket(request), labelOf(code))
+      if (ERRORS[code].status === 429) tally.limited(labelOf(code), true)
+      tellAt('refused', request, { code, enforced: true, ...whoMayBe(auth) })
+    },
+    /** What would have been refused, were that not only reported. */
+    reported (request: FastifyRequest, code: AuthErrorCode): void {
+      tally.limited(labelOf(code), false)
+      tellAt('refused', request, { code, enforced: false, ...whoMayBe(null) })
+    },
+    bruteForceSuspected (request: FastifyRequest, by: EventOf<'brute_force_suspected'>['by'], claimed: EventOf<'brute_force_suspected'>['claimed']): void {
+      tally.bruteForces++
+      tellAt('brute_force_suspected', request, {
+        by,
+        claimed: claimed === null ? null : { userId: excerpt(claimed.userId), issuer: claimed.issuer === null ? null : excerpt(claimed.issuer) }
+      })
+    },
+    /** One that had to go for another before its handler ran. */
+    evicted (request: FastifyRequest, auth: AuthContext): void {
+      tally.limited('too_many_connections', true)
+      tellAt('limited', request, { code: 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS', enforced: true, connectionId: null, ...whoIs(auth) })
+    },
+
+    refreshed (connection: Audited): void {
+      tally.refreshes.add('refreshed')
+      tellOf('refreshed', connection, {})
+    },
+    refreshRefused (connection: Audited, code: AuthErrorCode): void {
+      tally.refreshes.add(labelOf(code))
+      tellOf('refresh_refused', connection, { code })
+    },
+    identityChanged (connection: Audited): void {
+      tally.refreshes.add('identity_changed')
+      tellOf('identity_changed', connection, {})
+    },
+    expired (connection: Audited): void {
+      tally.expiries++
+      tellOf('expired', connection, {})
+    },
+    messageRefused (connection: Audited): void {
+      tally.messagesRefused++
+      tellOf('message_refused', connection, {})
+    },
+    permissionsChanged (connection: Audited): void { tellOf('permissions_changed', connection, {}) },
+    revoked (connection: Audited, { reason, id }: { readonly reason: string, readonly id: string }): void {
+      tally.revoked++
+      tellOf('revoked', connection, { reason, commandId: id })
+    },
+    limited (connection: Audited, code: AuthErrorCode, enforced: boolean): void { tellOf('limited', connection, { code, enforced }) },
+    /** @param duration in milliseconds */
+    closed (connection: Audited, closeCode: number, by: ClosedBy, duration: number): void {
+      const { framesIn, framesOut } = connection
+      tally.closed(closeCode, by)
+      tellOf('closed', connection, { closeCode, duration, framesIn, framesOut })
+    },
+
+    command (details: Details<'command', unknown>): void { deliver('command', log, () => details) },
+    clusterLost (): void { deliver('cluster_lost', log, () => ({})) },
+    /** Both in milliseconds. */
+    clusterRecovered (lostFor: number, converged: number): void { deliver('cluster_recovered', log, () => ({ lostFor, converged })) }
   }
 }
 
 /** Who listens and fails must not decide about a connection. */
 function quietly (tell: () => unknown): void {
   try {
-    const answer = tell()
-    if (answer instanceof Promise) answer.catch(() => {})
+    tell()
   } catch {}
 }
 
-function about (connection: Audited) {
-  return { ...whoAt(connection.request, connection.context), connectionId: connection.id }
+function about ({ request, context, id }: Audited) {
+  return { ...placeOf(request), ...whoIs(context), connectionId: id }
 }
 
-function whoAt (request: FastifyRequest, { userId, authType, via }: AuthContext) {
-  return { ...placeOf(request), userId, authType, via }
+function whoIs ({ userId, authType, via }: AuthContext) {
+  return { userId, authType, via }
+}
+
+function whoMayBe (auth: AuthContext | null) {
+  return auth === null ? { userId: null, authType: null, via: null } : whoIs(auth)
 }
 
 function placeOf (request: FastifyRequest) {
+  const { origin, 'user-agent': userAgent } = request.headers
   return {
-    time: Date.now(),
     route: request.routeOptions.url ?? '',
     requestId: request.id,
     ip: networkOf(request).ip ?? null,
-    websocket: networkOf(request).ws === true
+    websocket: isSocket(request),
+    origin: origin === undefined ? null : excerpt(origin),
+    userAgent: userAgent === undefined ? null : excerpt(userAgent)
   }
+}
+
+function isSocket (request: FastifyRequest): boolean {
+  return networkOf(request).ws === true
 }

@@ -9,6 +9,8 @@ const WORD = /^\w{1,64}$/
 /** A line of a stack: a function, and a place in a file. */
 const FRAME = /^ {4}at [^\n]*:\d+:\d+\)?$/
 
+const REDACTED = '[redacted]'
+
 /** A URL without the values of its `token` and `ticket` parameters, however their names are spelled. */
 export function withoutToken (url: string): string {
   const start = url.indexOf('?')
@@ -16,7 +18,7 @@ export function withoutToken (url: string): string {
   const parameters = url.slice(start + 1).split(/([&;])/)
   return url.slice(0, start + 1) + parameters.map(one => {
     const [name = ''] = one.split('=', 1)
-    return one.includes('=') && isTokenName(name) ? `${name}=[redacted]` : one
+    return one.includes('=') && isTokenName(name) ? `${name}=${REDACTED}` : one
   }).join('')
 }
 
@@ -28,9 +30,26 @@ function isTokenName (name: string): boolean {
   }
 }
 
+const MAX_EXCERPT = 256
+/** Base64url that begins as a JSON object does. */
+const LIKE_A_TOKEN = /eyJ[\w.-]*/g
+
+/** The beginning of a text that a client sent, for a log: without what might be a token there. */
+export function excerpt (text: string): string {
+  return text.slice(0, MAX_EXCERPT).replace(LIKE_A_TOKEN, REDACTED)
+}
+
+/** Headers that carry credentials, in whichever direction. */
+const SECRET_HEADERS = new Set(['authorization', 'proxy-authorization', 'cookie', 'set-cookie', 'sec-websocket-protocol'])
+
+function withoutSecrets (headers: object): object {
+  return Object.fromEntries(Object.entries(headers).map(([name, value]: [string, unknown]) =>
+    [name, SECRET_HEADERS.has(name.toLowerCase()) ? REDACTED : value]))
+}
+
 /**
- * For Fastify's `logger.serializers`: the request line as Fastify writes it, without a token or ticket in the URL.
- * Needed with `credentials.query`.
+ * For Fastify's `logger.serializers`. `req`: the request line as Fastify writes it, without a token or ticket in the URL,
+ * needed with `credentials.query`. `headers`: for applications that log those, without the ones that carry credentials.
  */
 export const serializers = Object.freeze({
   req (request: FastifyRequest) {
@@ -41,6 +60,9 @@ export const serializers = Object.freeze({
       remoteAddress: request.ip,
       remotePort: networkOf(request).socket?.remotePort ?? 0
     }
+  },
+  headers (headers: object) {
+    return withoutSecrets(headers)
   }
 })
 

@@ -1,11 +1,15 @@
 /** One credential after the other: the bearer first, the session second. */
 import type { FastifyRequest } from 'fastify'
 import type { AuthContext, Via } from '../../types/context.js'
-import { isRefusal, type Refusal } from '../errors.js'
+import { FORGED, isRefusal, type Refusal } from '../errors.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
+import type { Tally } from '../observe/tally.js'
+import { Tracer, type Verification } from '../observe/tracing.js'
 import type { ParsedOptions } from '../options.js'
 import type { Revocations } from '../cluster/revocations.js'
+import type { Failures } from '../policy/failures.js'
 import { jwtContext, revokedAs, sessionContext } from './context.js'
+import { claimedBy } from './identify.js'
 import { createJwtVerifier } from './jwt.js'
 import { realmOf } from './realm.js'
 import { takeTicket, type PresentedTicket, type TicketStore } from './ticket.js'
@@ -22,6 +26,9 @@ export interface Presented {
 export type FaultReporter = (request: FastifyRequest, where: string, error: unknown) => void
 
 const MISSING: Refusal = 'FST_HYBRID_AUTH_MISSING_CREDENTIALS'
+const INVALID_TOKEN: Refusal = 'FST_HYBRID_AUTH_INVALID_TOKEN'
+const INVALID_SESSION: Refusal = 'FST_HYBRID_AUTH_INVALID_SESSION'
+const TOO_MANY: Refusal = 'FST_HYBRID_AUTH_TOO_MANY_FAILURES'
 const INVALID_TICKET: Refusal = 'FST_HYBRID_AUTH_INVALID_TICKET'
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
 
@@ -30,19 +37,24 @@ export interface ChainParts {
   readonly onBadIdentity: (option: string) => void
   readonly revocations: Pick<Revocations, 'covers' | 'saw' | 'isComplete'>
   readonly tickets: TicketStore
+  /** null: failures are not counted. */
+  readonly failures: Failures | null
+  readonly tally: Tally
 }
 
 export type Chain = Awaited<ReturnType<typeof createChain>>
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION, FST_HYBRID_AUTH_MISSING_DEPENDENCY */
-export async function createChain (options: ParsedOptions, { report, onBadIdentity, revocations, tickets }: ChainParts) {
-  const jwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt, () => { onBadIdentity('jwt.user') })
+export async function createChain (options: ParsedOptions, { report, onBadIdentity, revocations, tickets, failures, tally }: ChainParts) {
+  const tracer = new Tracer()
+  const jwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt, tally, () => { onBadIdentity('jwt.user') })
   const realm = options.jwt === undefined ? '' : realmOf(options.jwt)
   const sessions = options.session === undefined ? null : await createSessionVerifier(options.session, () => { onBadIdentity('session.user') })
 
   /** Who the request comes from. Neither throws nor rejects. */
   function authenticate (request: FastifyRequest, { bearer, mayUseCookie }: Presented): Maybe<AuthContext | Refusal> {
     if (bearer === null) return trySession(request, mayUseCookie)
+    if (failures?.isBlocked(request) === true) return TOO_MANY
     return whenReady(tryJwt(request, bearer), outcome => {
       if (!isRefusal(outcome) || options.fallback === 'absent' || sessions?.isPresented(request) !== true) return outcome
       // Where the session does not help either, the bearer's refusal tells the client what to do.
@@ -52,9 +64,11 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   }
 
   function tryJwt (request: FastifyRequest, { token, via }: NonNullable<Presented['bearer']>): Maybe<AuthContext | Refusal> {
-    if (jwt === null) return 'FST_HYBRID_AUTH_INVALID_TOKEN'
-    return closed(request, 'jwt', () => whenReady(jwt.verify(token), outcome =>
-      isRefusal(outcome) ? outcome : unlessRevoked(jwtContext(outcome, via))))
+    if (jwt === null) return INVALID_TOKEN
+    return closed(request, 'jwt', () => whenReady(jwt.verify(token), (outcome): Maybe<AuthContext | Refusal> => {
+      if (outcome === FORGED) return failures?.count(request, INVALID_TOKEN, () => claimedBy(token)) ?? INVALID_TOKEN
+      return isRefusal(outcome) ? outcome : unlessRevoked(jwtContext(outcome, via))
+    }))
   }
 
   /** Every credential comes by here, remembered or not, at every use. */
@@ -66,7 +80,9 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
 
   /** Who a ticket stands for: it is worth what its credential is worth here and now. Neither throws nor rejects. */
   function redeem (request: FastifyRequest, presented: PresentedTicket): Maybe<AuthContext | Refusal> {
-    return closed(request, 'ticket', () => whenReady(takeTicket({ store: tickets, realm }, presented), kept => {
+    if (failures?.isBlocked(request) === true) return TOO_MANY
+    return closed(request, 'ticket', () => whenReady(takeTicket({ store: tickets, realm }, presented), (kept): Maybe<AuthContext | Refusal> => {
+      if (kept === FORGED) return failures?.count(request, INVALID_TICKET, () => null) ?? INVALID_TICKET
       if (isRefusal(kept)) return kept
       const again: Maybe<AuthContext | Refusal> = kept.authType === 'session'
         ? whenReady(sessions?.reread(request, kept.sessionId) ?? INVALID_TICKET, session =>
@@ -80,19 +96,31 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
     }))
   }
 
+  function verifyToken (request: FastifyRequest, token: string): Maybe<AuthContext | Refusal> {
+    return failures?.isBlocked(request) === true ? TOO_MANY : tryJwt(request, { token, via: 'message' })
+  }
+
   function trySession (request: FastifyRequest, mayUseCookie: () => boolean, fallbackFrom?: Refusal): Maybe<AuthContext | Refusal> {
     if (!sessions?.isPresented(request)) return MISSING
     if (!mayUseCookie()) return 'FST_HYBRID_AUTH_ORIGIN_REFUSED'
-    return closed(request, 'session', () => whenReady(sessions.verifySession(request), outcome =>
-      isRefusal(outcome) ? outcome : unlessRevoked(sessionContext(outcome, fallbackFrom))))
+    if (failures?.isBlocked(request) === true) return TOO_MANY
+    return closed(request, 'session', () => whenReady(sessions.verifySession(request), (outcome): Maybe<AuthContext | Refusal> => {
+      if (outcome === FORGED) return failures?.count(request, INVALID_SESSION, () => null) ?? INVALID_SESSION
+      return isRefusal(outcome) ? outcome : unlessRevoked(sessionContext(outcome, fallbackFrom))
+    }))
   }
 
   return {
     realm,
-    authenticate,
-    redeem,
+    tracer,
+    authenticate: (request: FastifyRequest, presented: Presented) => tracer.trace(
+      () => verificationOf(request, presented.bearer !== null ? 'token' : sessions?.isPresented(request) === true ? 'session' : 'none'), outcomeOf,
+      () => authenticate(request, presented)),
+    redeem: (request: FastifyRequest, presented: PresentedTicket) => tracer.trace(
+      () => verificationOf(request, 'ticket'), outcomeOf, () => redeem(request, presented)),
     /** Who a token names that came over an open socket. Neither throws nor rejects. */
-    verifyToken: (request: FastifyRequest, token: string) => tryJwt(request, { token, via: 'message' }),
+    verifyToken: (request: FastifyRequest, token: string) => tracer.trace(
+      () => verificationOf(request, 'token'), outcomeOf, () => verifyToken(request, token)),
     /** null where there are no sessions. */
     sessions: sessions === null ? null : liveSessions(sessions)
   }
@@ -120,4 +148,12 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
       return UNAVAILABLE
     })
   }
+}
+
+function verificationOf (request: FastifyRequest, credential: Verification['credential']): Verification {
+  return { requestId: request.id, route: request.routeOptions.url ?? '', credential }
+}
+
+function outcomeOf (outcome: AuthContext | Refusal): string {
+  return isRefusal(outcome) ? outcome : outcome.authType
 }

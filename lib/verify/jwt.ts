@@ -1,7 +1,7 @@
 /** A bearer JWT to what it proves: form, key, signature, claims, in that order, and a memory of successes. */
 import { isUtf8 } from 'node:buffer'
 import type { Claims } from '../../types/context.js'
-import { isRefusal, type Refusal } from '../errors.js'
+import { FORGED, isRefusal, type Forged, type Refusal } from '../errors.js'
 import { adopt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedJwtOptions } from '../options.js'
 import { GenerationCache } from './cache.js'
@@ -35,11 +35,17 @@ const INVALID: Refusal = 'FST_HYBRID_AUTH_INVALID_TOKEN'
 const CACHE_ENTRIES = 20_000
 const CACHE_BYTES = 64 * 1024 * 1024
 
+/** How often a signature was remembered, and how often it was not. */
+export interface CacheCounts {
+  cacheHits: number
+  cacheMisses: number
+}
+
 /**
  * @param onBadIdentity told when the mapper returned something that is neither null nor an identity
  * @throws FST_HYBRID_AUTH_INVALID_OPTION on a key that cannot be used
  */
-export function createJwtVerifier (options: ParsedJwtOptions, onBadIdentity: () => void) {
+export function createJwtVerifier (options: ParsedJwtOptions, counts: CacheCounts, onBadIdentity: () => void) {
   const keyring = createKeyring(options.key, options.algorithms)
   const { checkForm, remember } = createFormCheck(options.algorithms, options.maxTokenLength)
   const checkClaims = createClaimsCheck(options)
@@ -49,9 +55,13 @@ export function createJwtVerifier (options: ParsedJwtOptions, onBadIdentity: () 
   return { verify: verifyJwt, recheck }
 
   /** A refusal, or what the token proves. @throws, or rejects with, what a key function or mapper throws */
-  function verifyJwt (token: string): Maybe<VerifiedToken | Refusal> {
+  function verifyJwt (token: string): Maybe<VerifiedToken | Refusal | Forged> {
     const known = successes.get(token)
-    if (known === undefined) return verifyAnew(token)
+    if (known === undefined) {
+      counts.cacheMisses++
+      return verifyAnew(token)
+    }
+    counts.cacheHits++
     const valid = within(known)
     if (isRefusal(valid) || Date.now() >= known.keepUntil) successes.delete(token)
     if (isRefusal(valid)) return valid
@@ -69,22 +79,22 @@ export function createJwtVerifier (options: ParsedJwtOptions, onBadIdentity: () 
     return mapUser === undefined ? identityFromClaims(claims) : null
   }
 
-  function verifyAnew (token: string): Maybe<VerifiedToken | Refusal> {
+  function verifyAnew (token: string): Maybe<VerifiedToken | Refusal | Forged> {
     const wellFormed = checkForm(token)
-    if (wellFormed === null) return INVALID
-    return whenReady(keyring.find(wellFormed.header), verifier => {
-      if (verifier?.signatureLength !== wellFormed.signatureLength) return INVALID
+    if (wellFormed === null) return FORGED
+    return whenReady(keyring.find(wellFormed.header), (verifier): Maybe<VerifiedToken | Refusal | Forged> => {
+      if (verifier?.signatureLength !== wellFormed.signatureLength) return FORGED
       const success = verifySigned(token, wellFormed, verifier)
-      if (isRefusal(success)) return success
+      if (typeof success === 'string') return success
       remember(wellFormed)
       successes.set(token, success)
       return identify(success)
     })
   }
 
-  function verifySigned (token: string, { header, headerSegment, payloadSegment }: WellFormed, verify: SignatureVerifier): Success | Refusal {
+  function verifySigned (token: string, { header, headerSegment, payloadSegment }: WellFormed, verify: SignatureVerifier): Success | Refusal | Forged {
     const claims = readClaims(token, payloadSegment, verify)
-    if (claims === null) return INVALID
+    if (claims === null) return FORGED
     const validity = checkClaims(claims, header.typ)
     if (isRefusal(validity)) return validity
     const identity = identityOf(claims)

@@ -3,7 +3,7 @@ import type { FastifyRequest } from 'fastify'
 import type {} from '@fastify/session'
 import { parseCookie } from 'cookie'
 import type { SessionStore, StoredSession } from '../../types/options.js'
-import { isRefusal, type Refusal } from '../errors.js'
+import { FORGED, isRefusal, type Forged, type Refusal } from '../errors.js'
 import { adopt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedSessionOptions } from '../options.js'
 import { checkIdentity, type CheckedIdentity } from './identity.js'
@@ -21,8 +21,8 @@ export interface VerifiedSession {
 interface SessionReader {
   /** Whether the request carries a session cookie at all: asked before anything is read. */
   readonly isPresented: (request: FastifyRequest) => boolean
-  /** null: there is no such session. @throws, or rejects with, what the store throws */
-  readonly load: (request: FastifyRequest) => Maybe<LoadedSession | null>
+  /** null: there is no such session. Forged: the cookie was not signed here. @throws, or rejects with, what the store throws */
+  readonly load: (request: FastifyRequest) => Maybe<LoadedSession | Forged | null>
 }
 
 const INVALID: Refusal = 'FST_HYBRID_AUTH_INVALID_SESSION'
@@ -37,6 +37,10 @@ export async function createSessionVerifier (options: ParsedSessionOptions, onBa
   const reader = store !== undefined && secret !== undefined
     ? readFromStore(options, store, await toSigner(secret))
     : readFromRequest(options)
+
+  function verify (loaded: LoadedSession | Forged | null): Maybe<VerifiedSession | Refusal | Forged> {
+    return loaded === FORGED ? FORGED : identify(loaded)
+  }
 
   function identify (loaded: LoadedSession | null): Maybe<VerifiedSession | Refusal> {
     if (loaded === null) return INVALID
@@ -53,7 +57,7 @@ export async function createSessionVerifier (options: ParsedSessionOptions, onBa
   return {
     isPresented: reader.isPresented,
     /** One answer for every session that does not count: @fastify/session replaces the expired ones before they are seen. */
-    verifySession: (request: FastifyRequest) => whenReady(whenReady(reader.load(request), identify), outcome =>
+    verifySession: (request: FastifyRequest) => whenReady(whenReady(reader.load(request), verify), outcome =>
       outcome === EXPIRED ? INVALID : outcome),
     /** The same session, read from its store now. */
     reread: (request: FastifyRequest, sessionId: string) => whenReady(loadById(storeOf(request, store), sessionId), identify),
@@ -63,12 +67,13 @@ export async function createSessionVerifier (options: ParsedSessionOptions, onBa
 }
 
 /** Uses what @fastify/session loaded for the request. That there is a session proves nothing: every request gets one. */
-function readFromRequest ({ cookieName }: ParsedSessionOptions): SessionReader {
+function readFromRequest (options: ParsedSessionOptions): SessionReader {
+  const { cookieName } = options
   return {
     isPresented: request => cookieOf(request, cookieName) !== undefined || restoredFor(request) !== null,
     load (request) {
       const session = restoredFor(request)
-      if (session === null) return null
+      if (session === null) return isForged(request, options) ? FORGED : null
       const { sessionId, cookie } = session
       // `expires` was moved ahead when the session was loaded, as if this request would save it.
       return { sessionId, session, expires: cookie.originalExpires ?? cookie.expires }
@@ -91,12 +96,38 @@ function readFromStore ({ cookieName, cookiePrefix }: ParsedSessionOptions, stor
     isPresented: request => cookieOf(request, cookieName) !== undefined,
     load (request) {
       const cookie = cookieOf(request, cookieName)
-      if (cookie === undefined || cookie.length > MAX_COOKIE_LENGTH || !cookie.startsWith(cookiePrefix)) return null
-      const { valid, value: sessionId } = signer.unsign(cookie.slice(cookiePrefix.length))
-      if (!valid || !sessionId) return null
-      return loadById(store, sessionId)
+      // Empty is what a page sets to be rid of it.
+      if (cookie === undefined || cookie === '') return null
+      const sessionId = idOf(cookie, cookiePrefix, signer)
+      return sessionId === null ? FORGED : loadById(store, sessionId)
     }
   }
+}
+
+/** null: it was not signed here. */
+function idOf (cookie: string, prefix: string, signer: Unsigner): string | null {
+  if (cookie.length > MAX_COOKIE_LENGTH || !cookie.startsWith(prefix)) return null
+  const { valid, value } = signer.unsign(cookie.slice(prefix.length))
+  return valid && value ? value : null
+}
+
+/** Whether the cookie that led to no session was never signed by @fastify/session. What cannot be told is not held against anybody. */
+function isForged (request: FastifyRequest, { cookieName, cookiePrefix }: ParsedSessionOptions): boolean {
+  const cookie = cookieOf(request, cookieName)
+  const signer = signerOf(request.session)
+  return cookie !== undefined && cookie !== '' && signer !== null && idOf(cookie, cookiePrefix, signer) === null
+}
+
+/** @fastify/session keeps its signer in every session, under a symbol of its own; its description is all there is to know it by. */
+function signerOf (session: unknown): Unsigner | null {
+  if (typeof session !== 'object' || session === null) return null
+  const symbol = Object.getOwnPropertySymbols(session).find(({ description }) => description === 'cookieSignerKey')
+  const signer: unknown = symbol === undefined ? undefined : Reflect.get(session, symbol)
+  return isUnsigner(signer) ? signer : null
+}
+
+function isUnsigner (value: unknown): value is Unsigner {
+  return typeof value === 'object' && value !== null && 'unsign' in value && typeof value.unsign === 'function'
 }
 
 function cookieOf (request: FastifyRequest, name: string): string | undefined {

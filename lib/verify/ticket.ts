@@ -4,9 +4,9 @@ import type { FastifyRequest } from 'fastify'
 import * as v from 'valibot'
 import type { TicketOptions } from '../../types/cluster.js'
 import type { AuthContext } from '../../types/context.js'
-import type { Cluster } from '../cluster/cluster.js'
+import { OVER, type Cluster } from '../cluster/cluster.js'
 import { settledWithin } from '../deadline.js'
-import { authError, type Refusal } from '../errors.js'
+import { authError, FORGED, type Forged, type Refusal } from '../errors.js'
 import { whenReady, type Maybe } from '../maybe.js'
 import { contextOf } from '../request.js'
 import { parse, within } from '../schema.js'
@@ -75,10 +75,11 @@ export async function issueTicket ({ store, realm, timeout }: TicketParts, reque
  * The credential that it stands for. It is gone with the first who asks, whatever comes of it.
  * @throws, or rejects with, what the store throws
  */
-export function takeTicket ({ store, realm }: Pick<TicketParts, 'store' | 'realm'>, { ticket, isFrom }: PresentedTicket): Maybe<KeptCredential | Refusal> {
-  if (!FORM.test(ticket)) return INVALID
+export function takeTicket ({ store, realm }: Pick<TicketParts, 'store' | 'realm'>, { ticket, isFrom }: PresentedTicket): Maybe<KeptCredential | Refusal | Forged> {
+  if (!FORM.test(ticket)) return FORGED
   return whenReady(store.takeTicket(keyOf(ticket, realm)), value => {
-    const found = value === null ? null : read(value)
+    if (value === null) return FORGED
+    const found = value === OVER ? null : read(value)
     return found === null || !isFrom(found.origin) ? INVALID : found.credential
   })
 }

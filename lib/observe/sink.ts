@@ -1,0 +1,92 @@
+/** The application's `audit`: told everything in order, behind the decision. Nothing but later events ever waits for it. */
+import { settleWithin } from '../deadline.js'
+
+/** Events that wait. What finds no room is dropped. */
+const MAX_WAITING = 10_000
+/** Answers that are waited for at once, and how long for each, in milliseconds. */
+const MAX_OPEN = 100
+const PATIENCE = 10_000
+/** How long the loop is kept from other work, in milliseconds. */
+const SLICE = 5
+/** What is taken out of the queue at once. */
+const BATCH = 100
+
+export class Sink<E> {
+  readonly #tell: (event: E) => unknown
+  readonly #onDropped: () => void
+  readonly #waiting: E[] = []
+  /** Taken out of the queue, last first. */
+  readonly #batch: E[] = []
+  #open = 0
+  #isScheduled = false
+  #whenIdle: Array<() => void> = []
+
+  /** @param onDropped called for each event that is */
+  constructor (tell: (event: E) => unknown, onDropped: () => void) {
+    this.#tell = tell
+    this.#onDropped = onDropped
+  }
+
+  push (event: E): void {
+    if (this.#waiting.length >= MAX_WAITING) {
+      this.#onDropped()
+      return
+    }
+    this.#waiting.push(event)
+    // Behind the decision, and before anybody can have heard of it.
+    this.#schedule(process.nextTick)
+  }
+
+  /** Resolves when everything was told and answered, or after `ms`. */
+  flush (ms: number): Promise<void> {
+    return new Promise(resolve => {
+      const timer = setTimeout(resolve, ms)
+      this.#whenIdle.push(() => {
+        clearTimeout(timer)
+        resolve()
+      })
+      this.#schedule(setImmediate)
+    })
+  }
+
+  #schedule (when: (run: () => void) => unknown): void {
+    if (this.#isScheduled || this.#open >= MAX_OPEN) return
+    this.#isScheduled = true
+    when(() => { this.#drain() })
+  }
+
+  #drain (): void {
+    this.#isScheduled = false
+    const started = performance.now()
+    while (this.#open < MAX_OPEN) {
+      const event = this.#next()
+      if (event === undefined) {
+        if (this.#open === 0) for (const done of this.#whenIdle.splice(0)) done()
+        return
+      }
+      this.#tellOf(event)
+      if (performance.now() - started > SLICE) {
+        this.#schedule(setImmediate)
+        return
+      }
+    }
+  }
+
+  /** undefined: nothing waits. */
+  #next (): E | undefined {
+    if (this.#batch.length === 0) this.#batch.push(...this.#waiting.splice(0, BATCH).reverse())
+    return this.#batch.pop()
+  }
+
+  #tellOf (event: E): void {
+    try {
+      const answer = this.#tell(event)
+      if (!(answer instanceof Promise)) return
+      this.#open++
+      settleWithin<unknown>(answer, PATIENCE, undefined, () => {
+        this.#open--
+        this.#schedule(setImmediate)
+      })
+    } catch {}
+  }
+}

@@ -1,0 +1,51 @@
+/**
+ * The verification of credentials as a TracingChannel of `diagnostics_channel`, so that whoever subscribes can make spans
+ * of it, and as times. Without a subscriber and without metrics it costs two comparisons.
+ */
+import { tracingChannel } from 'node:diagnostics_channel'
+import type { Maybe } from '../maybe.js'
+import type { Times } from './tally.js'
+
+/** What subscribers of `tracing:fastify-hybrid-auth:verify:*` are given. It holds no credential. */
+export interface Verification {
+  readonly requestId: string
+  readonly route: string
+  /** What was verified: a bearer, a cookie, a ticket; `none` where nothing came. */
+  readonly credential: 'token' | 'session' | 'ticket' | 'none'
+  /** The `authType`, or the code of the refusal. Set when it is known. */
+  outcome?: string
+}
+
+const channel = tracingChannel<string, Verification>('fastify-hybrid-auth:verify')
+
+export class Tracer {
+  /** null: nobody measures. */
+  times: Times | null = null
+
+  /** Runs `verify`, which neither throws nor rejects. */
+  trace<T> (describe: () => Verification, outcomeOf: (value: T) => string, verify: () => Maybe<T>): Maybe<T> {
+    if (this.times === null && !channel.hasSubscribers) return verify()
+    const started = performance.now()
+    const context = describe()
+    const settle = (value: T): T => {
+      context.outcome = outcomeOf(value)
+      this.times?.observe(performance.now() - started)
+      return value
+    }
+    return channel.start.runStores(context, () => {
+      const value = verify()
+      if (!(value instanceof Promise)) {
+        settle(value)
+        channel.end.publish(context)
+        return value
+      }
+      channel.end.publish(context)
+      return value.then(later => {
+        settle(later)
+        channel.asyncStart.publish(context)
+        channel.asyncEnd.publish(context)
+        return later
+      })
+    })
+  }
+}

@@ -1,0 +1,92 @@
+/**
+ * Token buckets: `capacity` at once, `refillPerSecond` in the long run. They have no clock of their own: whoever asks says
+ * what time it is, in milliseconds.
+ */
+
+export interface Rate {
+  readonly capacity: number
+  readonly refillPerSecond: number
+}
+
+/** What is to be taken from one bucket. */
+export interface Debit {
+  readonly key: string
+  readonly rate: Rate
+  readonly cost: number
+}
+
+export class Bucket {
+  readonly #rate: Rate
+  #tokens: number
+  #at: number
+
+  constructor (rate: Rate, time: number) {
+    this.#rate = rate
+    this.#tokens = rate.capacity
+    this.#at = time
+  }
+
+  /** Refills, and says in how many milliseconds there will be enough; 0: there is. Nothing is taken. */
+  wait (cost: number, time: number): number {
+    const { capacity, refillPerSecond } = this.#rate
+    // A clock that was set back refills nothing, and does not keep the bucket from being refilled later.
+    this.#tokens = Math.min(capacity, this.#tokens + Math.max(0, time - this.#at) * refillPerSecond / 1000)
+    this.#at = time
+    if (this.#tokens >= cost) return 0
+    // For what is more than the bucket holds there is no time that would do: until it is full is as long as anybody waits.
+    const missing = Math.min(cost, capacity) - this.#tokens
+    return Math.max(1, Math.ceil(missing / refillPerSecond * 1000))
+  }
+
+  take (cost: number): void {
+    this.#tokens -= cost
+  }
+
+  /** Like one that was never used. */
+  isFull (time: number): boolean {
+    return this.wait(this.#rate.capacity, time) === 0
+  }
+}
+
+/** How many old buckets are looked at for a new one, so that those which are full again do not pile up. */
+const LOOKS = 2
+
+/** Buckets by name. What is full may be forgotten, so nothing has to be given back. */
+export class BucketTable {
+  readonly #buckets = new Map<string, Bucket>()
+  readonly #max: number
+
+  /** @param max the most that are kept: past it, the one that was looked at longest ago is lost */
+  constructor (max: number) {
+    this.#max = max
+  }
+
+  get size (): number {
+    return this.#buckets.size
+  }
+
+  of (key: string, rate: Rate, time: number): Bucket {
+    const known = this.#buckets.get(key)
+    if (known !== undefined) return known
+    this.#forget(time)
+    const bucket = new Bucket(rate, time)
+    this.#buckets.set(key, bucket)
+    return bucket
+  }
+
+  /** Takes from every bucket, or from none. @returns 0, or how long to wait, in milliseconds */
+  spend (debits: readonly Debit[], time: number): number {
+    const wait = Math.max(...debits.map(({ key, rate, cost }) => this.of(key, rate, time).wait(cost, time)))
+    if (wait === 0) for (const { key, rate, cost } of debits) this.of(key, rate, time).take(cost)
+    return wait
+  }
+
+  #forget (time: number): void {
+    let looks = LOOKS
+    for (const [key, bucket] of this.#buckets) {
+      if (looks-- === 0) return
+      this.#buckets.delete(key)
+      if (!bucket.isFull(time) && this.#buckets.size < this.#max - 1) this.#buckets.set(key, bucket)
+    }
+  }
+}

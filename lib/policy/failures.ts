@@ -1,0 +1,143 @@
+/**
+ * Credentials that look like guesses, counted by where they come from and whom they claim to be. What is merely old, revoked
+ * or absent is no guess: people behind one address whose tokens expire together must not lock each other out.
+ */
+import { createHash } from 'node:crypto'
+import type { FastifyRequest } from 'fastify'
+import type { Cluster } from '../cluster/cluster.js'
+import type { Refusal } from '../errors.js'
+import { whenReady, type Maybe } from '../maybe.js'
+import { networkOf, setRetryAfter } from '../request.js'
+import { addressKey } from './address.js'
+import type { Strike, Window } from './strikes.js'
+
+/** Whom a token says it is of. Nothing of it was verified. */
+export interface Claimed {
+  readonly userId: string
+  readonly issuer: string | null
+}
+
+/** By what an attack was noticed. */
+export type SuspectedBy = 'address' | 'identity'
+
+export interface FailureOptions extends Window {
+  /** Whether an address with too many failures is still asked who it is. */
+  readonly block: 'credential' | 'address'
+}
+
+export interface FailureParts {
+  readonly cluster: Pick<Cluster, 'strike'>
+  /** Counts, and refuses nobody for it. */
+  readonly isReportOnly: boolean
+  readonly onSuspected: (request: FastifyRequest, by: readonly SuspectedBy[], claimed: Claimed | null) => void
+  /** What would have been refused. */
+  readonly onReported: (request: FastifyRequest, code: Refusal) => void
+  /** Tells the other nodes of an address that is blocked for so many milliseconds. */
+  readonly onBlocked: (address: string, ms: number) => void
+}
+
+const TOO_MANY: Refusal = 'FST_HYBRID_AUTH_TOO_MANY_FAILURES'
+const MAX_KEPT = 100_000
+
+export class Failures {
+  readonly #options: FailureOptions
+  readonly #parts: FailureParts
+  /** Until when there have been too many failures under a name, in milliseconds since the epoch. */
+  readonly #over = new Map<string, number>()
+
+  constructor (options: FailureOptions, parts: FailureParts) {
+    this.#options = options
+    this.#parts = parts
+  }
+
+  /** Whether the address is refused whatever it brings. Asked before any key or store. */
+  isBlocked (request: FastifyRequest): boolean {
+    if (this.#options.block !== 'address' || this.#over.size === 0) return false
+    const address = addressKey(networkOf(request).ip)
+    const wait = address === null ? 0 : this.#waitOf(nameOfAddress(address))
+    return wait > 0 && this.#isRefused(request, wait)
+  }
+
+  /**
+   * Counts a credential that looks like a guess.
+   * @param code what it is refused with while there are not too many
+   * @param claimed called only if it matters
+   */
+  count (request: FastifyRequest, code: Refusal, claimed: () => Claimed | null): Maybe<Refusal> {
+    const address = addressKey(networkOf(request).ip)
+    const who = claimed()
+    const all = [
+      ...address === null ? [] : [nameOfAddress(address)],
+      ...who === null ? [] : [nameOfIdentity(who)]
+    ]
+    const known = Math.max(0, ...all.map(name => this.#waitOf(name)))
+    // What is over already needs no counting, and an attack costs the cluster no more than its first attempts did.
+    const names = all.filter(name => this.#waitOf(name) === 0)
+    if (names.length === 0) return this.#isRefused(request, known) ? TOO_MANY : code
+    return whenReady(this.#parts.cluster.strike(names, this.#options), strike => {
+      this.#learn(names, strike)
+      if (strike.isAlert && known === 0) this.#parts.onSuspected(request, names.filter((_, i) => isOver(strike, i)).map(kindOf), who)
+      if (known === 0 && !strike.isOver) return code
+      return this.#isRefused(request, Math.max(known, ...strike.waits)) ? TOO_MANY : code
+    })
+  }
+
+  /** Another node found out. */
+  block (address: string, ms: number): void {
+    this.#keep(nameOfAddress(address), ms)
+  }
+
+  #learn (names: readonly string[], { waits }: Strike): void {
+    for (const [index, name] of names.entries()) {
+      const wait = waits[index] ?? 0
+      if (wait === 0) continue
+      this.#keep(name, wait)
+      if (this.#options.block === 'address' && kindOf(name) === 'address') this.#parts.onBlocked(name.slice(PREFIX.address.length), wait)
+    }
+  }
+
+  #keep (name: string, ms: number): void {
+    this.#over.delete(name)
+    for (const [oldest, until] of this.#over) {
+      if (until > Date.now() && this.#over.size < MAX_KEPT) break
+      this.#over.delete(oldest)
+    }
+    this.#over.set(name, Date.now() + ms)
+  }
+
+  #waitOf (name: string): number {
+    const until = this.#over.get(name)
+    if (until === undefined) return 0
+    // A clock that was set back does not make it longer.
+    const wait = Math.min(until - Date.now(), this.#options.window)
+    if (wait > 0) return wait
+    this.#over.delete(name)
+    return 0
+  }
+
+  #isRefused (request: FastifyRequest, wait: number): boolean {
+    if (this.#parts.isReportOnly) {
+      this.#parts.onReported(request, TOO_MANY)
+      return false
+    }
+    setRetryAfter(request, wait)
+    return true
+  }
+}
+
+const PREFIX = { address: 'ip:', identity: 'id:' }
+
+const nameOfAddress = (address: string) => PREFIX.address + address
+
+/** As long as any other, whatever was claimed. */
+function nameOfIdentity ({ userId, issuer }: Claimed): string {
+  return PREFIX.identity + createHash('sha256').update(JSON.stringify([issuer, userId])).digest('base64url')
+}
+
+function kindOf (name: string): SuspectedBy {
+  return name.startsWith(PREFIX.address) ? 'address' : 'identity'
+}
+
+function isOver ({ waits }: Strike, index: number): boolean {
+  return (waits[index] ?? 0) > 0
+}
