@@ -1,21 +1,18 @@
 /** One registration among its cluster: what it tells the others, what it does when told, and what when nobody can be reached. */
 import { randomBytes } from 'node:crypto'
-import type { FastifyRequest } from 'fastify'
-import type { ClusterStatus, CommandResult, RevokeOptions, RevokeTarget, TicketOptions } from '../../types/cluster.js'
-import type { ConnectionFilter, DisconnectOptions } from '../../types/connection.js'
+import type { ClusterStatus, CommandResult, RevokeOptions, RevokeTarget } from '../../types/cluster.js'
 import type { Hub } from '../connection/hub.js'
 import { authError } from '../errors.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
 import { Failures } from '../policy/failures.js'
 import { ConnectionLimits } from '../policy/limits.js'
-import { issueTicket, type TicketParts } from '../verify/ticket.js'
 import type { Cluster, ClusterDriver, ClusterMember, Lease, Outcome, Recovery } from './cluster.js'
 import { carryOut, NOTHING } from './carry-out.js'
 import type { Command } from './command.js'
 import { ClusterLoss } from './loss.js'
 import type { Revocation, Revocations } from './revocations.js'
-import { parseDisconnect, parsePermissions, parseRevoke, type RevokeSettings } from './target.js'
+import { parseRevoke, type RevokeSettings } from './target.js'
 
 /** What is older is not carried out any more, in milliseconds; a revocation is, until it ends. */
 const MAX_AGE = 3_600_000
@@ -27,8 +24,14 @@ const PART = 500
 
 type Order = Command extends infer One ? One extends Command ? Omit<One, 'id' | 'from' | 'at'> : never : never
 
-/** What an audit event says of a command. */
-type Ordered = Partial<Pick<Revocation, 'kind' | 'key' | 'tenantId'>> & { readonly userId?: string | undefined, readonly reason?: string | undefined }
+type Ordered = 'revoke' | 'disconnect' | 'permissions'
+/** What an audit event says of an order: no ids of tokens and sessions. */
+interface OrderedFor {
+  readonly kind?: Revocation['kind'] | null
+  readonly userId?: string | null | undefined
+  readonly tenantId?: string | null | undefined
+  readonly reason?: string | undefined
+}
 
 /** What the operator is told. */
 export interface ClusterReports {
@@ -83,7 +86,7 @@ export class ClusterNode implements ClusterMember {
         isReportOnly: report.includes('failures'),
         onSuspected: (request, by, claimed) => { audit.bruteForceSuspected(request, by, claimed) },
         onReported,
-        onBlocked: (address, ms) => { this.#order({ type: 'block', address, ms }, { awaits: false }).catch(() => {}) }
+        onBlocked: (address, ms) => { this.order({ type: 'block', address, ms }, { awaits: false }).catch(() => {}) }
       })
   }
 
@@ -93,27 +96,13 @@ export class ClusterNode implements ClusterMember {
     this.#loss.attach(hub)
   }
 
-  async revoke (target: RevokeTarget, options?: RevokeOptions): Promise<CommandResult> {
-    const { revocation, dryRun } = parseRevoke(target, options, this.#known, this.#settings)
-    if (dryRun) return this.#order({ type: 'count', revocation }, { id: revocation.id })
-    return this.#audited(this.#order({ type: 'revoke', revocation }, { id: revocation.id }), 'revoke', revocation)
-  }
-
-  async disconnect (filter: ConnectionFilter, options?: DisconnectOptions): Promise<CommandResult> {
-    const order = parseDisconnect(filter, options)
-    return this.#audited(this.#order({ type: 'disconnect', ...order }), 'disconnect', { ...order.filter, reason: order.reason })
-  }
-
-  async setPermissions (userId: string, permissions: readonly string[]): Promise<CommandResult> {
-    return this.#audited(this.#order({ type: 'permissions', ...parsePermissions(userId, permissions) }), 'permissions', { userId })
-  }
-
   /** A session was destroyed: its sockets end, and nothing opens with it again. Never rejects. */
   async logOut (sessionId: string): Promise<void> {
     if (this.isLoggedOut(sessionId)) return
     try {
-      const { revocation } = parseRevoke({ sessionId }, { reason: 'logout', expiresAt: Date.now() + LOGOUT_RETENTION }, this.#known, this.#settings)
-      await this.#audited(this.#order({ type: 'revoke', revocation: { ...revocation, isLogout: true } }, { id: revocation.id, awaits: false }), 'revoke', revocation)
+      const { revocation } = this.parseRevoke({ sessionId }, { reason: 'logout', expiresAt: Date.now() + LOGOUT_RETENTION })
+      const result = await this.order({ type: 'revoke', revocation: { ...revocation, isLogout: true } }, { id: revocation.id, awaits: false })
+      this.tellOf('revoke', { kind: 'session', reason: 'logout' }, result)
     } catch {
       // What is no session's id has no sockets.
     }
@@ -191,12 +180,22 @@ export class ClusterNode implements ClusterMember {
   #evict (leases: readonly string[]): void {
     const elsewhere = leases.filter(lease => this.limits?.evict(lease) !== true)
     for (let from = 0; from < elsewhere.length; from += PART) {
-      this.#order({ type: 'evict', leases: elsewhere.slice(from, from + PART) }, { awaits: false }).catch(() => {})
+      this.order({ type: 'evict', leases: elsewhere.slice(from, from + PART) }, { awaits: false }).catch(() => {})
     }
   }
 
-  /** Carried out here at once, then everywhere else. */
-  async #order (order: Order, { id = randomBytes(12).toString('base64url'), awaits = true } = {}): Promise<CommandResult> {
+  /** @throws FST_HYBRID_AUTH_INVALID_OPTION */
+  parseRevoke (target: RevokeTarget, options: RevokeOptions | undefined): ReturnType<typeof parseRevoke> {
+    return parseRevoke(target, options, this.#known, this.#settings)
+  }
+
+  /** What was ordered on this node, and what came of it, whether or not it met anybody. */
+  tellOf (command: Ordered, { kind = null, userId = null, tenantId = null, reason = '' }: OrderedFor, { id, matched, closed }: CommandResult): void {
+    this.#audit.command({ command, commandId: id, target: kind, userId, tenantId, reason, matched, closed })
+  }
+
+  /** Carried out here at once, then everywhere else. @throws FST_HYBRID_AUTH_UNAVAILABLE */
+  async order (order: Order, { id = randomBytes(12).toString('base64url'), awaits = true } = {}): Promise<CommandResult> {
     if (this.#isStopped) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
     const command: Command = { ...order, id, from: this.id, at: Date.now() }
     this.#remember(command)
@@ -232,23 +231,6 @@ export class ClusterNode implements ClusterMember {
     return outcome
   }
 
-  /** What was ordered on this node, and what came of it, whether or not it met anybody. */
-  async #audited (ordered: Promise<CommandResult>, command: 'revoke' | 'disconnect' | 'permissions', what: Ordered): Promise<CommandResult> {
-    const result = await ordered
-    const { kind, key = null, userId, tenantId, reason = '' } = what
-    this.#audit.command({
-      command,
-      commandId: result.id,
-      target: kind ?? null,
-      userId: (kind === 'user' ? key : userId) ?? null,
-      tenantId: (kind === 'tenant' ? key : tenantId) ?? null,
-      reason,
-      matched: result.matched,
-      closed: result.closed
-    })
-    return result
-  }
-
   /** Revocations are known by themselves. */
   #remember ({ id, type }: Command): void {
     if (type === 'revoke') return
@@ -259,16 +241,5 @@ export class ClusterNode implements ClusterMember {
       if (time > now - 2 * MAX_AGE) break
       this.#seen.delete(oldest)
     }
-  }
-}
-
-/** What `app.hybridAuth` offers of the cluster. */
-export function createClusterApi (node: ClusterNode, tickets: TicketParts) {
-  return {
-    revoke: (target: RevokeTarget, options?: RevokeOptions) => node.revoke(target, options),
-    disconnect: (filter: ConnectionFilter, options?: DisconnectOptions) => node.disconnect(filter, options),
-    setPermissions: (userId: string, permissions: readonly string[]) => node.setPermissions(userId, permissions),
-    issueTicket: (request: FastifyRequest, options?: TicketOptions) => issueTicket(tickets, request, options),
-    status: () => node.status()
   }
 }

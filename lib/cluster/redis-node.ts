@@ -1,16 +1,16 @@
 /** One node in Redis: what it asks of it, and what it does without. How it reads is in redis-reader. */
 import { authError } from '../errors.js'
 import { Answers, type Collection } from './answers.js'
-import { BucketTable, type Debit } from '../policy/bucket.js'
-import { EPISODE, StrikeTable, type Strike, type Window } from '../policy/strikes.js'
+import type { Debit } from '../policy/bucket.js'
+import type { Strike, Window } from '../policy/strikes.js'
 import { OVER, REMEMBERED, type Cluster, type ClusterMember, type Delivery, type Lease, type OnClusterLoss } from './cluster.js'
 import type { Codec, Command } from './command.js'
 import { LeaseTable } from './leases.js'
-import { ask, listOf, run, textOf, textsOf, type RedisClient, type Script } from './redis-client.js'
+import { ask, run, textOf, textsOf, type RedisClient, type Script } from './redis-client.js'
+import { RedisCounts } from './redis-counts.js'
 import { createKeys } from './redis-keys.js'
 import { RedisReader } from './redis-reader.js'
-import { MAX_COUNTED } from './memory.js'
-import { ACQUIRE, PUBLISH, PUT_TICKET, RELEASE, SPEND, STRIKE, TAKE_TICKET } from './redis-scripts.js'
+import { ACQUIRE, PUBLISH, PUT_TICKET, RELEASE, TAKE_TICKET } from './redis-scripts.js'
 import { bury, SKEW } from './redis-state.js'
 
 export interface RedisSettings {
@@ -42,10 +42,7 @@ export class RedisNode implements Cluster {
   /** Everything this node holds, and its count for the time when nobody else can be asked. */
   readonly #held = new Map<string, Lease>()
   readonly #leases = new LeaseTable()
-  /** The same for what is counted otherwise. */
-  readonly #buckets = new BucketTable(MAX_COUNTED)
-  readonly #strikes = new StrikeTable(MAX_COUNTED)
-  #struck = 0
+  readonly #counts: RedisCounts
   /** Leases that Redis may have given, and has not said so. */
   readonly #asking = new Set<string>()
   readonly #queue: Array<{ readonly command: Command, readonly sealed: string }> = []
@@ -57,6 +54,9 @@ export class RedisNode implements Cluster {
     this.#member = member
     this.#keys = createKeys(settings.prefix)
     this.onLoss = { action: settings.onClusterLoss, after: settings.clusterLossDelay }
+    const runIfConnected = async (script: Script, keys: string[], args: string[]): Promise<unknown> =>
+      this.isConnected ? run(client, script, keys, args, settings.timeout).catch(() => undefined) : undefined
+    this.#counts = new RedisCounts(this.#keys, member.id, runIfConnected)
     this.#reader = new RedisReader({
       client, codec, settings, member, keys: this.#keys, answers: this.#answers, append: command => this.#append(command, codec.seal('control', command)), catchUp: () => this.#catchUp()
     })
@@ -134,24 +134,12 @@ export class RedisNode implements Cluster {
     return opened?.key === key && opened.until > Date.now() ? opened.value : OVER
   }
 
-  /** Without Redis a node counts what is its own. */
-  async spend (debits: readonly Debit[]): Promise<number> {
-    const args = debits.flatMap(({ cost, rate: { capacity, refillPerSecond } }) => [String(cost), String(capacity), String(refillPerSecond)])
-    const reply = await this.#runIfConnected(SPEND, debits.map(({ key }) => this.#keys.bucket(key)), args)
-    return typeof reply === 'number' ? reply : this.#buckets.spend(debits, Date.now())
+  spend (debits: readonly Debit[]): Promise<number> {
+    return this.#counts.spend(debits)
   }
 
-  async strike (names: readonly string[], { max, window }: Window): Promise<Strike> {
-    const reply = await this.#runIfConnected(STRIKE, names.flatMap(name => [this.#keys.strikes(name), this.#keys.suspect(name)]),
-      [String(max), String(Math.ceil(window)), String(Math.ceil(EPISODE * window)), `${this.#member.id}:${++this.#struck}`])
-    const [isOver, isAlert, ...waits] = listOf(reply).map(Number)
-    if (isOver === undefined) return this.#strikes.strike(names, { max, window }, Date.now())
-    return { isOver: isOver === 1, isAlert: isAlert === 1, waits }
-  }
-
-  /** undefined: Redis cannot be asked, or does not answer. */
-  async #runIfConnected (script: Script, keys: string[], args: string[]): Promise<unknown> {
-    return this.isConnected ? run(this.#client, script, keys, args, this.#settings.timeout).catch(() => undefined) : undefined
+  strike (names: readonly string[], window: Window): Promise<Strike> {
+    return this.#counts.strike(names, window)
   }
 
   /** After a time away: leases as they are now, and the commands that waited. */

@@ -123,8 +123,9 @@ for i = 1, #KEYS do
   local kept = redis.call('HMGET', KEYS[i], 't', 'at')
   local passed = math.max(0, now - (tonumber(kept[2]) or now))
   tokens[i] = math.min(capacity, (tonumber(kept[1]) or capacity) + passed * refill / 1000)
-  if tokens[i] < cost then
-    wait = math.max(wait, math.ceil((math.min(cost, capacity) - tokens[i]) / refill * 1000), 1)
+  -- Sums of fractions are off by less than this part.
+  if cost - tokens[i] > cost * 1e-9 then
+    wait = math.max(wait, math.ceil((math.min(cost, capacity) - tokens[i]) / refill * 1000 * (1 - 1e-9)), 1)
   end
 end
 if wait > 0 then return wait end

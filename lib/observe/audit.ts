@@ -49,6 +49,7 @@ const LINES: Readonly<Record<EventType, readonly [level: Level, message: string]
   cluster_recovered: ['info', 'the other nodes can be reached again']
 }
 
+const EVICTED: AuthErrorCode = 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS'
 /** How long the last events are waited for when the application closes, in milliseconds. */
 const FLUSH = 5000
 
@@ -63,26 +64,27 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     })
   const channels = Object.fromEntries(Object.keys(LINES).map(type => [type, channel(`fastify-hybrid-auth:${type}`)]))
 
-  function deliver<Type extends EventType> (type: Type, logger: FastifyBaseLogger, describe: () => Details<Type, unknown>): void {
+  /** Asked before there is an event: most are of no interest to anybody. */
+  function isWanted (type: EventType, logger: FastifyBaseLogger): boolean {
+    return sink !== null || isLogged(type, logger) || events.listenerCount(type) > 0 || channels[type]?.hasSubscribers === true
+  }
+
+  function deliver<Type extends EventType> (type: Type, logger: FastifyBaseLogger, details: Details<Type, unknown>): void {
+    const event = { type, time: Date.now(), nodeId, ...details } as EventOf<Type>
     const [level, message] = LINES[type]
-    // What a logger would not write it answers by a function of this name.
-    const isLogged = logger[level].name !== 'noop'
-    const isHeard = events.listenerCount(type) > 0
-    const isWatched = channels[type]?.hasSubscribers === true
-    if (!isLogged && !isHeard && !isWatched && sink === null) return
-    const event = { type, time: Date.now(), nodeId, ...describe() } as EventOf<Type>
     sink?.push(event)
-    if (isWatched) channels[type]?.publish(event)
-    if (isLogged) quietly(() => { logger[level]({ hybridAuth: event }, message) })
-    if (isHeard) quietly(() => (events as EventEmitter).emit(type, event))
+    channels[type]?.publish(event)
+    if (isLogged(type, logger)) quietly(() => { logger[level]({ hybridAuth: event }, message) })
+    quietly(() => (events as EventEmitter).emit(type, event))
   }
 
   function tellOf<Type extends EventType> (type: Type, connection: Audited, details: Details<Type, ReturnType<typeof about>>): void {
-    deliver(type, connection.request.log, () => ({ ...about(connection), ...details } as Details<Type, unknown>))
+    const { log } = connection.request
+    if (isWanted(type, log)) deliver(type, log, { ...about(connection), ...details } as Details<Type, unknown>)
   }
 
-  function tellAt<Type extends EventType> (type: Type, request: FastifyRequest, details: Details<Type, ReturnType<typeof placeOf>>): void {
-    deliver(type, request.log, () => ({ ...placeOf(request), ...details } as Details<Type, unknown>))
+  function tellAt<Type extends EventType> (type: Type, request: FastifyRequest, details: () => Details<Type, ReturnType<typeof placeOf>>): void {
+    if (isWanted(type, request.log)) deliver(type, request.log, { ...placeOf(request), ...details() } as Details<Type, unknown>)
   }
 
   return {
@@ -95,8 +97,8 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     authenticated (request: FastifyRequest, auth: AuthContext): void {
       const code = auth.authType === 'session' ? auth.fallbackFrom : undefined
       tally.handshake(isSocket(request), auth.authType)
-      if (code !== undefined) tellAt('fallback', request, { code, ...whoIs(auth) })
-      tellAt('authenticated', request, whoIs(auth))
+      if (code !== undefined) tellAt('fallback', request, () => ({ code, ...whoIs(auth) }))
+      tellAt('authenticated', request, () => whoIs(auth))
     },
     /** Nobody, on a route where that is allowed, or not yet. */
     passed (request: FastifyRequest, outcome: 'anonymous' | 'pending' | 'abandoned'): void { tally.handshake(isSocket(request), outcome) },
@@ -104,24 +106,24 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     refused (request: FastifyRequest, code: AuthErrorCode, auth: AuthContext | null): void {
       tally.handshake(isSocket(request), labelOf(code))
       if (ERRORS[code].status === 429) tally.limited(labelOf(code), true)
-      tellAt('refused', request, { code, enforced: true, ...whoMayBe(auth) })
+      tellAt('refused', request, () => ({ code, enforced: true, ...whoMayBe(auth) }))
     },
     /** What would have been refused, were that not only reported. */
     reported (request: FastifyRequest, code: AuthErrorCode): void {
       tally.limited(labelOf(code), false)
-      tellAt('refused', request, { code, enforced: false, ...whoMayBe(null) })
+      tellAt('refused', request, () => ({ code, enforced: false, ...whoMayBe(null) }))
     },
     bruteForceSuspected (request: FastifyRequest, by: EventOf<'brute_force_suspected'>['by'], claimed: EventOf<'brute_force_suspected'>['claimed']): void {
       tally.bruteForces++
-      tellAt('brute_force_suspected', request, {
+      tellAt('brute_force_suspected', request, () => ({
         by,
         claimed: claimed === null ? null : { userId: excerpt(claimed.userId), issuer: claimed.issuer === null ? null : excerpt(claimed.issuer) }
-      })
+      }))
     },
     /** One that had to go for another before its handler ran. */
     evicted (request: FastifyRequest, auth: AuthContext): void {
       tally.limited('too_many_connections', true)
-      tellAt('limited', request, { code: 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS', enforced: true, connectionId: null, ...whoIs(auth) })
+      tellAt('limited', request, () => ({ code: EVICTED, enforced: true, connectionId: null, ...whoIs(auth) }))
     },
 
     refreshed (connection: Audited): void {
@@ -157,11 +159,16 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
       tellOf('closed', connection, { closeCode, duration, framesIn, framesOut })
     },
 
-    command (details: Details<'command', unknown>): void { deliver('command', log, () => details) },
-    clusterLost (): void { deliver('cluster_lost', log, () => ({})) },
+    command (details: Details<'command', unknown>): void { deliver('command', log, details) },
+    clusterLost (): void { deliver('cluster_lost', log, {}) },
     /** Both in milliseconds. */
-    clusterRecovered (lostFor: number, converged: number): void { deliver('cluster_recovered', log, () => ({ lostFor, converged })) }
+    clusterRecovered (lostFor: number, converged: number): void { deliver('cluster_recovered', log, { lostFor, converged }) }
   }
+}
+
+/** What a logger would not write it answers by a function of this name. */
+function isLogged (type: EventType, logger: FastifyBaseLogger): boolean {
+  return logger[LINES[type][0]].name !== 'noop'
 }
 
 /** Who listens and fails must not decide about a connection. */

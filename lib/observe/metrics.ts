@@ -80,7 +80,10 @@ function describe ({ tally, hub, node }: Measured): Metric[] {
     gauge('pending_sockets', 'Sockets that owe their first message.', () => hub.pending.size),
     gauge('queued_frames', 'Frames that wait for a verdict or a listener.', () => hub.registry.census().queuedFrames),
     counter('handshakes', 'Upgrades and HTTP requests by outcome: an auth_type, anonymous, pending, abandoned, or the error code.',
-      () => pairs(tally.handshakes, ['transport', 'outcome'])),
+      () => [
+        ...labelled(tally.upgrades.entries(), 'outcome', { transport: 'websocket' }),
+        ...labelled(tally.requests.entries(), 'outcome', { transport: 'http' })
+      ]),
     counter('verify_cache', 'Tokens whose signature was remembered, or had to be checked.', () => [
       { value: tally.cacheHits, labels: { result: 'hit' } }, { value: tally.cacheMisses, labels: { result: 'miss' } }
     ]),
@@ -112,8 +115,8 @@ function one (value: number): Sample[] {
   return [{ value, labels: {} }]
 }
 
-function labelled (counts: Iterable<readonly [string, number]>, label: string): Sample[] {
-  return [...counts].map(([name, value]) => ({ value, labels: { [label]: name } }))
+function labelled (counts: Iterable<readonly [string, number]>, label: string, others: Sample['labels'] = {}): Sample[] {
+  return [...counts].map(([name, value]) => ({ value, labels: { ...others, [label]: name } }))
 }
 
 function pairs (counts: Counts, [first, second]: readonly [string, string]): Sample[] {

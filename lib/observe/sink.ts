@@ -34,7 +34,7 @@ export class Sink<E> {
     }
     this.#waiting.push(event)
     // Behind the decision, and before anybody can have heard of it.
-    this.#schedule(process.nextTick)
+    this.#schedule(run => { process.nextTick(run) })
   }
 
   /** Resolves when everything was told and answered, or after `ms`. */

@@ -47,8 +47,9 @@ export type ClosedBy = 'authentication' | 'limit' | 'server' | 'application' | '
 const SEPARATOR = ' '
 
 export class Tally {
-  /** By transport and outcome. */
-  readonly handshakes = new Counts()
+  /** By outcome. */
+  readonly upgrades = new Counts()
+  readonly requests = new Counts()
   readonly refreshes = new Counts()
   /** By code and {@link ClosedBy}. */
   readonly closes = new Counts()
@@ -65,7 +66,7 @@ export class Tally {
   auditDropped = 0
 
   handshake (isSocket: boolean, outcome: string): void {
-    this.handshakes.add(join(isSocket ? 'websocket' : 'http', outcome))
+    (isSocket ? this.upgrades : this.requests).add(outcome)
   }
 
   /** A peer may close with any of thousands of codes: those that mean something are told apart. */

@@ -15,6 +15,9 @@ export interface Debit {
   readonly cost: number
 }
 
+/** Sums of fractions are off by less than this part: who waited as long as was said must not be told to wait on. */
+const ROUNDING = 1e-9
+
 export class Bucket {
   readonly #rate: Rate
   #tokens: number
@@ -32,10 +35,10 @@ export class Bucket {
     // A clock that was set back refills nothing, and does not keep the bucket from being refilled later.
     this.#tokens = Math.min(capacity, this.#tokens + Math.max(0, time - this.#at) * refillPerSecond / 1000)
     this.#at = time
-    if (this.#tokens >= cost) return 0
+    const missing = cost - this.#tokens
+    if (missing <= cost * ROUNDING) return 0
     // For what is more than the bucket holds there is no time that would do: until it is full is as long as anybody waits.
-    const missing = Math.min(cost, capacity) - this.#tokens
-    return Math.max(1, Math.ceil(missing / refillPerSecond * 1000))
+    return Math.max(1, Math.ceil((Math.min(missing, capacity - this.#tokens) / refillPerSecond * 1000) * (1 - ROUNDING)))
   }
 
   take (cost: number): void {

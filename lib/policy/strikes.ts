@@ -42,6 +42,7 @@ export class StrikeTable {
 
   /** Counts a failure under every name under which there were not too many before. */
   strike (names: readonly string[], { max, window }: Window, time: number): Strike {
+    this.#forget(window, time)
     const records = names.map(name => this.#recordOf(name, window, time))
     const wasSuspected = records.some(({ suspectedUntil }) => suspectedUntil > time)
     const isOver = records.some(({ times }) => times.length >= max)
@@ -64,7 +65,6 @@ export class StrikeTable {
   #recordOf (name: string, window: number, time: number): Record {
     const record = this.#records.get(name) ?? { times: [], suspectedUntil: 0 }
     this.#records.delete(name)
-    this.#forget(window, time)
     this.#records.set(name, record)
     // After the clock was set back, what lies ahead happened now.
     const left = record.times.map(at => Math.min(at, time)).filter(at => at > time - window)
@@ -72,13 +72,13 @@ export class StrikeTable {
     return record
   }
 
+  /** What is over, and what there is no room for. */
   #forget (window: number, time: number): void {
     let looks = LOOKS
     for (const [name, { times, suspectedUntil }] of this.#records) {
-      const isPast = (times.at(-1) ?? 0) <= time - window && suspectedUntil <= time
-      if (!isPast && this.#records.size < this.#max) return
+      const isPast = times.every(at => at <= time - window) && suspectedUntil <= time
+      if (--looks < 0 || (!isPast && this.#records.size < this.#max)) return
       this.#records.delete(name)
-      if (--looks === 0) return
     }
   }
 }

@@ -113,14 +113,20 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   return {
     realm,
     tracer,
-    authenticate: (request: FastifyRequest, presented: Presented) => tracer.trace(
-      () => verificationOf(request, presented.bearer !== null ? 'token' : sessions?.isPresented(request) === true ? 'session' : 'none'), outcomeOf,
-      () => authenticate(request, presented)),
-    redeem: (request: FastifyRequest, presented: PresentedTicket) => tracer.trace(
-      () => verificationOf(request, 'ticket'), outcomeOf, () => redeem(request, presented)),
+    authenticate (request: FastifyRequest, presented: Presented) {
+      if (!tracer.isActive) return authenticate(request, presented)
+      const credential = presented.bearer !== null ? 'token' : sessions?.isPresented(request) === true ? 'session' : 'none'
+      return tracer.trace(verificationOf(request, credential), outcomeOf, () => authenticate(request, presented))
+    },
+    redeem (request: FastifyRequest, presented: PresentedTicket) {
+      if (!tracer.isActive) return redeem(request, presented)
+      return tracer.trace(verificationOf(request, 'ticket'), outcomeOf, () => redeem(request, presented))
+    },
     /** Who a token names that came over an open socket. Neither throws nor rejects. */
-    verifyToken: (request: FastifyRequest, token: string) => tracer.trace(
-      () => verificationOf(request, 'token'), outcomeOf, () => verifyToken(request, token)),
+    verifyToken (request: FastifyRequest, token: string) {
+      if (!tracer.isActive) return verifyToken(request, token)
+      return tracer.trace(verificationOf(request, 'token'), outcomeOf, () => verifyToken(request, token))
+    },
     /** null where there are no sessions. */
     sessions: sessions === null ? null : liveSessions(sessions)
   }
