@@ -7,6 +7,7 @@ import { ClusterNode } from './cluster/node.js'
 import { createClusterApi } from './cluster/orders.js'
 import { MAX_COUNTED, memoryCluster } from './cluster/memory.js'
 import { Revocations } from './cluster/revocations.js'
+import { now } from './connection/clock.js'
 import { createConnectionApi, createHub } from './connection/connections.js'
 import { drainHub, drainOnClose } from './connection/drain.js'
 import { authError } from './errors.js'
@@ -35,7 +36,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   const chain = await createChain(options, {
     report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster, failures: node.failures, tally: audit.tally
   })
-  const rates = { users: new BucketTable(MAX_COUNTED), cluster: node.cluster }
+  const rates = { users: new BucketTable(MAX_COUNTED, now), cluster: node.cluster }
   const hub = createHub(options, { verifiers: chain, audit, report, revocations, limits: node.limits, rates })
   node.attach(hub)
   const createGuard = createGuards(options, { chain, hub, audit, report })
@@ -64,6 +65,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   drainOnClose(app, () => drainHub(hub))
   app.addHook('onClose', async () => {
     await node.stop()
+    rates.users.stop()
     await audit.flush()
   })
   if (options.credentials.query || options.credentials.ticket) app.addHook('onRequest', redactNotFound)

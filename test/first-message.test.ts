@@ -3,7 +3,7 @@ import { generateKeyPairSync } from 'node:crypto'
 import type { FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
 import type { AuditEvent, HybridAuthOptions, JwtOptions, RouteRule } from '../lib/index.js'
-import { wheel } from '../lib/connection/wheel.js'
+import { wheel } from '../lib/wheel.js'
 import { build, goodClaims, goodToken, inSeconds, JWT, keepLines, SECRET, signHs256, signRaw, statusOf, upgrade } from './helpers.js'
 import { codeOf, deferred, headerOf, logTo, never, rawUpgrade, type Deferred } from './stores.js'
 import {

@@ -565,7 +565,7 @@ t.test('a cluster that is lost for too long before there are connections is stil
   // A timer that is set later for longer comes later.
   await new Promise<void>(resolve => { setTimeout(resolve, 6) })
   t.same(reported, ['away'])
-  const hub = createHub(options, { verifiers: { verifyToken: () => 'FST_HYBRID_AUTH_INVALID_TOKEN', sessions: null }, audit, report: () => {}, revocations: known, limits: null, rates: { users: new BucketTable(1), cluster: node.cluster } })
+  const hub = createHub(options, { verifiers: { verifyToken: () => 'FST_HYBRID_AUTH_INVALID_TOKEN', sessions: null }, audit, report: () => {}, revocations: known, limits: null, rates: { users: new BucketTable(1, Date.now), cluster: node.cluster } })
   node.attach(hub)
   t.equal(hub.isIsolated, true, 'new sockets are refused')
   node.recovered({ lostFor: 1, converged: 1 })

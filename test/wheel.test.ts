@@ -5,7 +5,7 @@ import type { Hub, RouteSettings } from '../lib/connection/hub.js'
 import { ReusableMessage } from '../lib/connection/message.js'
 import { Registry } from '../lib/connection/registry.js'
 import type { GuardedSocket } from '../lib/connection/socket.js'
-import { HORIZON, Wheel, type Wheeled } from '../lib/connection/wheel.js'
+import { HORIZON, Wheel, type Wheeled } from '../lib/wheel.js'
 import type { FastifyRequest } from 'fastify'
 
 const TICK = 50

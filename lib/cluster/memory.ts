@@ -14,7 +14,7 @@ export const MAX_COUNTED = 100_000
 export function memoryCluster (): ClusterDriver {
   const members = new Set<ClusterMember>()
   const leases = new LeaseTable()
-  const buckets = new BucketTable(MAX_COUNTED)
+  const buckets = new BucketTable(MAX_COUNTED, Date.now)
   const strikes = new StrikeTable(MAX_COUNTED)
   const tickets = new Map<string, { readonly value: string | typeof OVER, readonly until: number }>()
 
@@ -29,13 +29,17 @@ export function memoryCluster (): ClusterDriver {
       async start () {},
       async stop () {
         members.delete(member)
+        if (members.size === 0) {
+          buckets.stop()
+          strikes.stop()
+        }
         for (const lease of member.leases()) leases.release(lease)
       },
       publish: command => publish(command, member),
       acquire: (lease, limits, evicts) => leases.acquire(lease, limits, evicts),
       release: lease => { leases.release(lease) },
-      spend: debits => buckets.spend(debits, Date.now()),
-      strike: (names, window) => strikes.strike(names, window, Date.now()),
+      spend: debits => buckets.spend(debits),
+      strike: (names, window) => strikes.strike(names, window),
       putTicket,
       takeTicket
     }

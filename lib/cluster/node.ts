@@ -131,6 +131,7 @@ export class ClusterNode implements ClusterMember {
   async stop (): Promise<void> {
     this.#isStopped = true
     this.#loss.stop()
+    this.failures?.stop()
     await this.cluster.stop()
     this.#known.stop()
   }

@@ -13,7 +13,7 @@ export class RedisCounts {
   readonly #keys: Keys
   readonly #nodeId: string
   readonly #run: Run
-  readonly #buckets = new BucketTable(MAX_COUNTED)
+  readonly #buckets = new BucketTable(MAX_COUNTED, Date.now)
   readonly #strikes = new StrikeTable(MAX_COUNTED)
   #struck = 0
 
@@ -26,14 +26,19 @@ export class RedisCounts {
   async spend (debits: readonly Debit[]): Promise<number> {
     const args = debits.flatMap(({ cost, rate: { capacity, refillPerSecond } }) => [String(cost), String(capacity), String(refillPerSecond)])
     const reply = await this.#run(SPEND, debits.map(({ key }) => this.#keys.bucket(key)), args)
-    return typeof reply === 'number' ? reply : this.#buckets.spend(debits, Date.now())
+    return typeof reply === 'number' ? reply : this.#buckets.spend(debits)
   }
 
   async strike (names: readonly string[], { max, window }: Window): Promise<Strike> {
     const reply = await this.#run(STRIKE, names.flatMap(name => [this.#keys.strikes(name), this.#keys.suspect(name)]),
       [String(max), String(Math.ceil(window)), String(Math.ceil(EPISODE * window)), `${this.#nodeId}:${++this.#struck}`])
     const [isOver, isAlert, ...waits] = listOf(reply).map(Number)
-    if (isOver === undefined) return this.#strikes.strike(names, { max, window }, Date.now())
+    if (isOver === undefined) return this.#strikes.strike(names, { max, window })
     return { isOver: isOver === 1, isAlert: isAlert === 1, waits }
+  }
+
+  stop (): void {
+    this.#buckets.stop()
+    this.#strikes.stop()
   }
 }

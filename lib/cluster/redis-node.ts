@@ -76,6 +76,7 @@ export class RedisNode implements Cluster {
 
   async stop (): Promise<void> {
     await this.#reader.stop()
+    this.#counts.stop()
     await bury(this.#client, this.#keys, this.#settings, this.#member.id, true).catch(() => {})
   }
 

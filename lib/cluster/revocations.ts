@@ -1,6 +1,6 @@
 /** Every live revocation, found by what it kills in the time of three Map reads. */
 import type { AuthContext } from '../../types/context.js'
-import { wheel } from '../connection/wheel.js'
+import { wheel } from '../wheel.js'
 
 /** One revocation. Times are in milliseconds since the epoch. */
 export interface Revocation {

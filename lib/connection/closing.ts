@@ -8,7 +8,7 @@ import type { GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
 import { release } from './gate.js'
 import type { CloseBy, CloseDetails } from './hub.js'
-import { wheel } from './wheel.js'
+import { wheel } from '../wheel.js'
 
 /** How long a peer has to answer a close, in milliseconds; ws alone would wait 30 s. */
 const CLOSE_GRACE = 3000

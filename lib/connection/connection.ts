@@ -14,7 +14,7 @@ import { flush, receive } from './gate.js'
 import type { RouteSettings } from './hub.js'
 import { isOver, look } from './lifecycle.js'
 import type { GuardedSocket, RawFrame, SocketOwner } from './socket.js'
-import type { Wheeled } from './wheel.js'
+import type { Wheeled } from '../wheel.js'
 
 export interface Granted {
   readonly permissions: readonly string[]

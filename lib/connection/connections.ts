@@ -11,7 +11,7 @@ import type { RequirementCheck } from '../policy/requirements.js'
 import { SUBPROTOCOL } from '../protocol.js'
 import { setContext, type Socket } from '../request.js'
 import { closeConnection, closeSocket, EVICTED } from './closing.js'
-import { GuardedConnection, type HeldFrame } from './connection.js'
+import { GuardedConnection } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
 import { someTimeIn } from './drain.js'
 import { flush, holdEarly } from './gate.js'
@@ -63,7 +63,7 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     return
   }
   if (context !== null) {
-    if (isLive(begin(socket, request, route, context, place, []))) run()
+    if (isLive(begin(socket, request, route, context, place))) run()
     return
   }
   const full = hub.pending.refusalOf(request)
@@ -75,7 +75,7 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
   setOwner(socket, new PendingSocket(socket, net, request, route, (authenticated, held, taken) => {
     setContext(request, authenticated)
     hub.audit.authenticated(request, authenticated)
-    const connection = begin(socket, request, route, authenticated, taken, held)
+    const connection = begin(socket, request, route, authenticated, taken)
     const { protocol } = socket
     connection.speaks = connection.readsControl
     schedule(connection)
@@ -89,12 +89,16 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
         expiresIn: secondsUntil(authenticated.expiresAt)
       })
     }
+    connection.framesIn = held.length + 1
+    holdEarly(connection, held)
+    // What came before may have been too much.
+    if (!connection.isOpen) return
     run()
     flush(connection)
   }))
 }
 
-function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSettings, context: AuthContext, place: Place | null, held: HeldFrame[]): GuardedConnection {
+function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSettings, context: AuthContext, place: Place | null): GuardedConnection {
   const { hub } = route
   const connection = new GuardedConnection(socket, request, route, context)
   setOwner(socket, connection)
@@ -105,7 +109,6 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
   if (heartbeat !== false) connection.pingAt = connection.startedAt + heartbeat.interval
   hub.registry.add(connection)
   schedule(connection)
-  holdEarly(connection, held)
   if (place !== null) {
     connection.place = place
     place.onEvicted = () => {

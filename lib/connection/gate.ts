@@ -56,7 +56,7 @@ function hold (connection: GuardedConnection, data: RawFrame, isBinary: boolean)
 
 /** Takes over frames that came before there was a connection. */
 export function holdEarly (connection: GuardedConnection, frames: readonly HeldFrame[]): void {
-  for (const { data, isBinary } of frames) hold(connection, data, isBinary)
+  for (const { data, isBinary } of frames) if (connection.isOpen && !isTooMuch(connection, data, now())) hold(connection, data, isBinary)
 }
 
 function awaitHandler (connection: GuardedConnection): void {

@@ -9,7 +9,7 @@ import type { Ending, GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
 import { release } from './gate.js'
 import { readSession } from './sessions.js'
-import { HORIZON, wheel } from './wheel.js'
+import { HORIZON, wheel } from '../wheel.js'
 
 /** The grace of sockets that can refresh, where `expiryGrace` says nothing. */
 const REFRESH_GRACE = 25_000

@@ -15,7 +15,7 @@ import type { FastifyRequest } from 'fastify'
 import type { CloseDetails, RouteSettings } from './hub.js'
 import { byteLengthOf } from './message.js'
 import type { GuardedSocket, RawFrame, SocketOwner } from './socket.js'
-import { wheel, type Wheeled } from './wheel.js'
+import { wheel, type Wheeled } from '../wheel.js'
 
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
 const MAX_FRAME = 8 * 1024

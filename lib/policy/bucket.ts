@@ -2,6 +2,7 @@
  * Token buckets: `capacity` at once, `refillPerSecond` in the long run. They have no clock of their own: whoever asks says
  * what time it is, in milliseconds.
  */
+import { Sweeper } from '../sweeper.js'
 
 export interface Rate {
   readonly capacity: number
@@ -51,17 +52,20 @@ export class Bucket {
   }
 }
 
-/** How many old buckets are looked at for a new one, so that those which are full again do not pile up. */
-const LOOKS = 2
-
 /** Buckets by name. What is full may be forgotten, so nothing has to be given back. */
 export class BucketTable {
   readonly #buckets = new Map<string, Bucket>()
   readonly #max: number
+  readonly #now: () => number
+  readonly #sweeper = new Sweeper(() => this.#sweep())
 
-  /** @param max the most that are kept: past it, the one that was looked at longest ago is lost */
-  constructor (max: number) {
+  /**
+   * @param max the most that are kept: past it, the oldest is lost
+   * @param now the clock that `time` is read from, in milliseconds
+   */
+  constructor (max: number, now: () => number) {
     this.#max = max
+    this.#now = now
   }
 
   get size (): number {
@@ -71,25 +75,30 @@ export class BucketTable {
   of (key: string, rate: Rate, time: number): Bucket {
     const known = this.#buckets.get(key)
     if (known !== undefined) return known
-    this.#forget(time)
+    const [oldest] = this.#buckets.keys()
+    if (oldest !== undefined && this.#buckets.size >= this.#max) this.#buckets.delete(oldest)
     const bucket = new Bucket(rate, time)
     this.#buckets.set(key, bucket)
+    this.#sweeper.wake()
     return bucket
   }
 
   /** Takes from every bucket, or from none. @returns 0, or how long to wait, in milliseconds */
-  spend (debits: readonly Debit[], time: number): number {
+  spend (debits: readonly Debit[]): number {
+    const time = this.#now()
     const wait = Math.max(...debits.map(({ key, rate, cost }) => this.of(key, rate, time).wait(cost, time)))
     if (wait === 0) for (const { key, rate, cost } of debits) this.of(key, rate, time).take(cost)
     return wait
   }
 
-  #forget (time: number): void {
-    let looks = LOOKS
-    for (const [key, bucket] of this.#buckets) {
-      if (looks-- === 0) return
-      this.#buckets.delete(key)
-      if (!bucket.isFull(time) && this.#buckets.size < this.#max - 1) this.#buckets.set(key, bucket)
-    }
+  /** Nothing is swept any more. */
+  stop (): void {
+    this.#sweeper.stop()
+  }
+
+  #sweep (): number {
+    const time = this.#now()
+    for (const [key, bucket] of this.#buckets) if (bucket.isFull(time)) this.#buckets.delete(key)
+    return this.#buckets.size
   }
 }

@@ -8,6 +8,7 @@ import type { Cluster } from '../cluster/cluster.js'
 import type { Refusal } from '../errors.js'
 import { whenReady, type Maybe } from '../maybe.js'
 import { networkOf, setRetryAfter } from '../request.js'
+import { Sweeper } from '../sweeper.js'
 import { addressKey } from './address.js'
 import type { Strike, Window } from './strikes.js'
 
@@ -44,6 +45,7 @@ export class Failures {
   readonly #parts: FailureParts
   /** Until when there have been too many failures under a name, in milliseconds since the epoch. */
   readonly #over = new Map<string, number>()
+  readonly #sweeper = new Sweeper(() => this.#sweep())
 
   constructor (options: FailureOptions, parts: FailureParts) {
     this.#options = options
@@ -65,13 +67,16 @@ export class Failures {
    */
   count (request: FastifyRequest, code: Refusal, claimed: () => Claimed | null): Maybe<Refusal> {
     const address = addressKey(networkOf(request).ip)
+    // An attack that was noticed costs nothing more: neither a record nor a question to the cluster for whom it claims to be next.
+    if (address !== null && this.#waitOf(nameOfAddress(address)) > 0) {
+      return this.#isRefused(request, this.#waitOf(nameOfAddress(address))) ? TOO_MANY : code
+    }
     const who = claimed()
     const all = [
       ...address === null ? [] : [nameOfAddress(address)],
       ...who === null ? [] : [nameOfIdentity(who)]
     ]
     const known = Math.max(0, ...all.map(name => this.#waitOf(name)))
-    // What is over already needs no counting, and an attack costs the cluster no more than its first attempts did.
     const names = all.filter(name => this.#waitOf(name) === 0)
     if (names.length === 0) return this.#isRefused(request, known) ? TOO_MANY : code
     return whenReady(this.#parts.cluster.strike(names, this.#options), strike => {
@@ -96,13 +101,22 @@ export class Failures {
     }
   }
 
+  /** Nothing is swept any more. */
+  stop (): void {
+    this.#sweeper.stop()
+  }
+
   #keep (name: string, ms: number): void {
     this.#over.delete(name)
-    for (const [oldest, until] of this.#over) {
-      if (until > Date.now() && this.#over.size < MAX_KEPT) break
-      this.#over.delete(oldest)
-    }
+    const [oldest] = this.#over.keys()
+    if (oldest !== undefined && this.#over.size >= MAX_KEPT) this.#over.delete(oldest)
     this.#over.set(name, Date.now() + ms)
+    this.#sweeper.wake()
+  }
+
+  #sweep (): number {
+    for (const name of this.#over.keys()) this.#waitOf(name)
+    return this.#over.size
   }
 
   #waitOf (name: string): number {

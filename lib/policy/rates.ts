@@ -23,6 +23,8 @@ export interface RateParts {
 
 /** Who keeps sending is closed after so many refusals, or after as many as the bucket has messages, if that is more. */
 const MIN_REFUSALS = 10
+/** In milliseconds. */
+const MIN_PAUSE = 500
 
 export class MessageRate {
   readonly isShared: boolean
@@ -48,7 +50,7 @@ export class MessageRate {
     const user = rates.perUser === null ? '' : JSON.stringify([route, tenantId, userId])
     this.#userMessages = `messages:${user}`
     this.#userBytes = `bytes:${user}`
-    this.#pause = Math.max(...[rates, rates.perUser ?? NONE].flatMap(({ messages, bytes }) => [timeToFill(messages), timeToFill(bytes)]))
+    this.#pause = 2 * Math.max(MIN_PAUSE, ...[rates, rates.perUser ?? NONE].flatMap(({ messages, bytes }) => [timeToFill(messages), timeToFill(bytes)]))
     this.#maxRefusals = Math.max(MIN_REFUSALS, rates.messages?.capacity ?? rates.perUser?.messages?.capacity ?? 0)
   }
 
@@ -79,7 +81,7 @@ export class MessageRate {
     return this.#parts.cluster.spend(debits)
   }
 
-  /** One more was refused. @returns how many that makes without a pause in which an empty bucket would have filled */
+  /** One more was refused. @returns how many that makes without a pause in which an empty bucket would have filled twice */
   refuse (time: number): number {
     if (Math.abs(time - this.#refusedAt) > this.#pause) this.#refusals = 0
     this.#refusedAt = time

@@ -1,4 +1,5 @@
 /** Failures under a name within a sliding window: when there were too many, and until when that is so. */
+import { Sweeper } from '../sweeper.js'
 
 /** What one more failure means. */
 export interface Strike {
@@ -21,19 +22,23 @@ interface Record {
   readonly times: number[]
   /** Until when one that is over again is still the same attack. */
   suspectedUntil: number
+  /** When the latest of them is out of the window. */
+  endsAt: number
 }
 
 /** An attack that pauses for so many windows is another one. */
 export const EPISODE = 2
-const LOOKS = 2
 
 export class StrikeTable {
   readonly #records = new Map<string, Record>()
   readonly #max: number
+  readonly #now: () => number
+  readonly #sweeper = new Sweeper(() => this.#sweep())
 
   /** @param max the most names that are kept: past it, the one with the oldest failure is lost */
-  constructor (max: number) {
+  constructor (max: number, now: () => number = Date.now) {
     this.#max = max
+    this.#now = now
   }
 
   get size (): number {
@@ -41,8 +46,8 @@ export class StrikeTable {
   }
 
   /** Counts a failure under every name under which there were not too many before. */
-  strike (names: readonly string[], { max, window }: Window, time: number): Strike {
-    this.#forget(window, time)
+  strike (names: readonly string[], { max, window }: Window): Strike {
+    const time = this.#now()
     const records = names.map(name => this.#recordOf(name, window, time))
     const wasSuspected = records.some(({ suspectedUntil }) => suspectedUntil > time)
     const isOver = records.some(({ times }) => times.length >= max)
@@ -54,6 +59,7 @@ export class StrikeTable {
       isReached = true
       record.suspectedUntil = time + EPISODE * window
     }
+    this.#sweeper.wake()
     return {
       isOver,
       waits: records.map(({ times: [oldest = 0, ...later] }) => later.length + 1 >= max ? oldest + window - time : 0),
@@ -63,22 +69,25 @@ export class StrikeTable {
 
   /** As the latest of all, without what is out of the window. */
   #recordOf (name: string, window: number, time: number): Record {
-    const record = this.#records.get(name) ?? { times: [], suspectedUntil: 0 }
-    this.#records.delete(name)
+    const [oldest] = this.#records.keys()
+    const record = this.#records.get(name) ?? { times: [], suspectedUntil: 0, endsAt: 0 }
+    if (!this.#records.delete(name) && oldest !== undefined && this.#records.size >= this.#max) this.#records.delete(oldest)
     this.#records.set(name, record)
+    record.endsAt = time + window
     // After the clock was set back, what lies ahead happened now.
     const left = record.times.map(at => Math.min(at, time)).filter(at => at > time - window)
     record.times.splice(0, Infinity, ...left)
     return record
   }
 
-  /** What is over, and what there is no room for. */
-  #forget (window: number, time: number): void {
-    let looks = LOOKS
-    for (const [name, { times, suspectedUntil }] of this.#records) {
-      const isPast = times.every(at => at <= time - window) && suspectedUntil <= time
-      if (--looks < 0 || (!isPast && this.#records.size < this.#max)) return
-      this.#records.delete(name)
-    }
+  /** Nothing is swept any more. */
+  stop (): void {
+    this.#sweeper.stop()
+  }
+
+  #sweep (): number {
+    const time = this.#now()
+    for (const [name, { endsAt, suspectedUntil }] of this.#records) if (Math.max(endsAt, suspectedUntil) <= time) this.#records.delete(name)
+    return this.#records.size
   }
 }
