@@ -62,8 +62,8 @@ export type AuditEvent =
     readonly type: 'revoked'
     /** Of the revocation. */
     readonly reason: string
-    /** What `revoke()` answered, on whichever node. */
-    readonly commandId: string
+    /** What `revoke()` answered, on whichever node; null: nobody ordered it, the session was gone from its store. */
+    readonly commandId: string | null
   })
   /** `connectionId` is null for a connection that had to go for another before its handler ran. */
   | (WhoAudit & Enforced & { readonly type: 'limited', readonly connectionId: string | null })

@@ -124,7 +124,7 @@ for i = 1, #KEYS do
   local passed = math.max(0, now - (tonumber(kept[2]) or now))
   tokens[i] = math.min(capacity, (tonumber(kept[1]) or capacity) + passed * refill / 1000)
   -- Sums of fractions are off by less than this part.
-  if cost - tokens[i] > cost * 1e-9 then
+  if cost - tokens[i] > math.max(cost, 1) * 1e-9 then
     wait = math.max(wait, math.ceil((math.min(cost, capacity) - tokens[i]) / refill * 1000 * (1 - 1e-9)), 1)
   end
 end

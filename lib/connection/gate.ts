@@ -102,7 +102,10 @@ export function release (connection: GuardedConnection): void {
 
 /** One whose peer has closed is in no index, where a revocation would find it. It ends here. */
 function isRevokedUnseen (connection: GuardedConnection): boolean {
-  if (connection.heldClose === null || !connection.route.hub.revocations.covers(connection.context)) return false
+  const { hub } = connection.route
+  const revocation = connection.heldClose === null ? null : hub.revocations.find(connection.context)
+  if (revocation === null) return false
+  if (connection.isOpen) hub.audit.revoked(connection, revocation)
   closeConnection(connection, 'Revoked')
   return true
 }

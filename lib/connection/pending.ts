@@ -88,7 +88,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
 
   fail (name: CloseName, code?: Refusal, details: CloseDetails = {}): void {
     this.#leave()
-    this.#route.hub.audit.refused(this.#request, code ?? 'FST_HYBRID_AUTH_MISSING_CREDENTIALS', this.#who)
+    this.#route.hub.audit.refused(this.#request, code ?? codeOf(name), this.#who)
     closeSocket(this.#socket, name, this.#route.hub.settings.closeCodes, details)
     // An answer to the close is read; more than that is not.
     limitBytes(this.#net, MAX_BYTES, () => { this.#socket.pause() })
@@ -163,6 +163,12 @@ function hasLost (place: Place | null): boolean {
 function detailsOf (request: FastifyRequest, code: Refusal): CloseDetails {
   const retryAfterMs = ERRORS[code].status === 429 ? retryAfterOf(request) : undefined
   return retryAfterMs === undefined ? {} : { retryAfterMs }
+}
+
+/** What is told of a socket that was closed before there was a credential to judge. */
+function codeOf (name: CloseName): Refusal {
+  if (name === 'ProtocolError') return 'FST_HYBRID_AUTH_MALFORMED_REQUEST'
+  return name === 'AuthenticationTimeout' ? 'FST_HYBRID_AUTH_MISSING_CREDENTIALS' : UNAVAILABLE
 }
 
 function ignore (): void {}

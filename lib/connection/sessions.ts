@@ -84,8 +84,10 @@ export class SessionWatch {
     const time = now()
     connection.readAt = time
     if (outcome === UNAVAILABLE) this.#serveOrClose(connection, time)
-    else if (outcome === 'FST_HYBRID_AUTH_EXPIRED_SESSION') closeConnection(connection, 'AuthenticationExpired')
-    else if (isRefusal(outcome)) closeConnection(connection, 'Revoked')
+    else if (outcome === 'FST_HYBRID_AUTH_EXPIRED_SESSION') {
+      connection.route.hub.audit.expired(connection)
+      closeConnection(connection, 'AuthenticationExpired')
+    } else if (isRefusal(outcome)) closeGone(connection)
     else {
       connection.readWellAt = time
       update(connection, outcome)
@@ -113,6 +115,12 @@ export class SessionWatch {
   }
 }
 
+/** Whoever ended the session did not tell us. */
+function closeGone (connection: GuardedConnection): void {
+  connection.route.hub.audit.revoked(connection, { id: null, reason: 'the session is gone' })
+  closeConnection(connection, 'Revoked')
+}
+
 /** A new version where the user changed; the same one with its new end where only that did. */
 function update (connection: GuardedConnection, session: VerifiedSession): void {
   const { context } = connection
@@ -124,7 +132,10 @@ function update (connection: GuardedConnection, session: VerifiedSession): void 
   }
   if (!connection.route.hub.revocations.covers(next)) connection.revoked = null
   const isChanged = JSON.stringify([context.user, context.permissions]) !== JSON.stringify([next.user, next.permissions])
-  replaceContext(connection, next, isChanged ? context.version + 1 : context.version)
+  const isOtherRights = JSON.stringify(context.permissions) !== JSON.stringify(next.permissions)
+  replaceContext(connection, next, isChanged ? context.version + 1 : context.version, {
+    onReplaced () { if (isOtherRights) connection.route.hub.audit.permissionsChanged(connection) }
+  })
 }
 
 /** Whether a message has to wait until the session was read again. */
@@ -140,6 +151,6 @@ export async function readSession (connection: GuardedConnection): Promise<void>
   const outcome = await hub.sessions?.read(request, context.sessionId)
   connection.isReading = false
   // A connection whose peer has closed is in no index, and its held frames are judged all the same.
-  if (isRefusal(outcome) && outcome !== UNAVAILABLE) closeConnection(connection, 'Revoked')
+  if (isRefusal(outcome) && outcome !== UNAVAILABLE && connection.isOpen) closeGone(connection)
   hub.lookAt(connection)
 }

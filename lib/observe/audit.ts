@@ -147,7 +147,7 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
       tellOf('message_refused', connection, {})
     },
     permissionsChanged (connection: Audited): void { tellOf('permissions_changed', connection, {}) },
-    revoked (connection: Audited, { reason, id }: { readonly reason: string, readonly id: string }): void {
+    revoked (connection: Audited, { reason, id }: { readonly reason: string, readonly id: string | null }): void {
       tally.revoked++
       tellOf('revoked', connection, { reason, commandId: id })
     },

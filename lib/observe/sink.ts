@@ -34,7 +34,7 @@ export class Sink<E> {
     }
     this.#waiting.push(event)
     // Behind the decision, and before anybody can have heard of it.
-    this.#schedule(run => { process.nextTick(run) })
+    this.#schedule(queueMicrotask)
   }
 
   /** Resolves when everything was told and answered, or after `ms`. */

@@ -37,7 +37,7 @@ export class Bucket {
     this.#tokens = Math.min(capacity, this.#tokens + Math.max(0, time - this.#at) * refillPerSecond / 1000)
     this.#at = time
     const missing = cost - this.#tokens
-    if (missing <= cost * ROUNDING) return 0
+    if (missing <= Math.max(cost, 1) * ROUNDING) return 0
     // For what is more than the bucket holds there is no time that would do: until it is full is as long as anybody waits.
     return Math.max(1, Math.ceil((Math.min(missing, capacity - this.#tokens) / refillPerSecond * 1000) * (1 - ROUNDING)))
   }
