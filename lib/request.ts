@@ -4,6 +4,7 @@ import type { Duplex } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
 import type { WebsocketHandler } from '@fastify/websocket'
 import type { AuthContext } from '../types/context.js'
+import type { Refusal } from './errors.js'
 
 export const CONTEXT = Symbol.for('fastify-hybrid-auth.context')
 const ADMISSION = Symbol.for('fastify-hybrid-auth.admission')
@@ -11,7 +12,7 @@ const RETRY_AFTER = Symbol.for('fastify-hybrid-auth.retry-after')
 
 interface CarriesContext { [CONTEXT]?: AuthContext | null }
 interface CarriesAdmission { [ADMISSION]?: Admission }
-interface CarriesRetryAfter { [RETRY_AFTER]?: number }
+interface CarriesRetryAfter { [RETRY_AFTER]?: { readonly code: Refusal, readonly ms: number } }
 
 export function contextOf (request: FastifyRequest): AuthContext | null {
   return (request as FastifyRequest & CarriesContext)[CONTEXT] ?? null
@@ -37,13 +38,14 @@ export function admissionOf (raw: IncomingMessage): Admission | undefined {
 }
 
 /** How long the client has to wait that is refused for the time being, in milliseconds. A refusal itself is but its code. */
-export function setRetryAfter (request: FastifyRequest, ms: number): void {
-  (request as FastifyRequest & CarriesRetryAfter)[RETRY_AFTER] = Math.ceil(ms)
+export function setRetryAfter (request: FastifyRequest, code: Refusal, ms: number): void {
+  (request as FastifyRequest & CarriesRetryAfter)[RETRY_AFTER] = { code, ms: Math.ceil(ms) }
 }
 
-/** undefined: whoever refuses may say. */
-export function retryAfterOf (request: FastifyRequest): number | undefined {
-  return (request as FastifyRequest & CarriesRetryAfter)[RETRY_AFTER]
+/** undefined: nothing was said with this refusal. */
+export function retryAfterOf (request: FastifyRequest, code: Refusal): number | undefined {
+  const kept = (request as FastifyRequest & CarriesRetryAfter)[RETRY_AFTER]
+  return kept?.code === code ? kept.ms : undefined
 }
 
 /** What a request need not have: `injectWS` makes some without a network socket. */

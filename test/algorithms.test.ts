@@ -4,7 +4,7 @@ import Fastify from 'fastify'
 import { SignJWT } from 'jose'
 import t, { type Test } from 'tap'
 import hybridAuth, { type Algorithm, type JoseHeader, type JwtOptions, type KeyFunction } from '../lib/index.js'
-import { GenerationCache } from '../lib/verify/cache.js'
+import { GenerationCache } from '../lib/cache.js'
 import { goodClaims, goodToken, inSeconds, SECRET, signHs256 } from './helpers.js'
 import { accepts, fakeClock, gate, present, refuses, WAYS } from './ways.js'
 

@@ -117,24 +117,33 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])`)
 export const SPEND = script(`
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
-local tokens, wait = {}, 0
+local tokens, wait, isAhead = {}, 0, false
+local function keep (i, left)
+  local capacity, refill = tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
+  redis.call('HSET', KEYS[i], 't', string.format('%.9f', left), 'at', string.format('%.3f', now))
+  redis.call('PEXPIRE', KEYS[i], string.format('%.0f', math.ceil(capacity / refill * 1000) + 1000))
+end
 for i = 1, #KEYS do
   local cost, capacity, refill = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
   local kept = redis.call('HMGET', KEYS[i], 't', 'at')
-  local passed = math.max(0, now - (tonumber(kept[2]) or now))
+  local at = tonumber(kept[2]) or now
+  local passed = math.max(0, now - at)
+  isAhead = isAhead or at > now
   tokens[i] = math.min(capacity, (tonumber(kept[1]) or capacity) + passed * refill / 1000)
   -- Sums of fractions are off by less than this part.
   if cost - tokens[i] > math.max(cost, 1) * 1e-9 then
     wait = math.max(wait, math.ceil((math.min(cost, capacity) - tokens[i]) / refill * 1000 * (1 - 1e-9)), 1)
   end
 end
-if wait > 0 then return wait end
 for i = 1, #KEYS do
-  local cost, capacity, refill = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
-  redis.call('HSET', KEYS[i], 't', string.format('%.6f', tokens[i] - cost), 'at', string.format('%.3f', now))
-  redis.call('PEXPIRE', KEYS[i], string.format('%.0f', math.ceil(capacity / refill * 1000) + 1000))
+  if wait == 0 then
+    keep(i, tokens[i] - ARGV[3 * i - 2])
+  elseif isAhead then
+    -- The clock was set back: the buckets go on from here.
+    keep(i, tokens[i])
+  end
 end
-return 0`)
+return wait`)
 
 /**
  * Counts a failure under every name under which there were not too many before.
@@ -146,6 +155,8 @@ local max, window = tonumber(ARGV[1]), tonumber(ARGV[2])
 local wasOver, isReached, wasSuspected, reply = 0, false, false, { 0, 0 }
 for i = 1, #KEYS, 2 do
   redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', int(now - window))
+  -- What lies further ahead than anything can was before the clock was set back.
+  redis.call('ZREMRANGEBYSCORE', KEYS[i], '(' .. int(now + window), '+inf')
   if redis.call('EXISTS', KEYS[i + 1]) == 1 then wasSuspected = true end
   local count = redis.call('ZCARD', KEYS[i])
   if count >= max then
@@ -160,7 +171,7 @@ for i = 1, #KEYS, 2 do
     end
   end
   local oldest = count >= max and redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')[2]
-  reply[#reply + 1] = oldest and tonumber(oldest) + window - now or 0
+  reply[#reply + 1] = oldest and math.min(tonumber(oldest) + window - now, window) or 0
 end
 reply[1] = wasOver
 reply[2] = (isReached and not wasSuspected and wasOver == 0) and 1 or 0

@@ -65,7 +65,7 @@ export function finish (connection: GuardedConnection, code: number, reason: Buf
   connection.isOpen = false
   wheel.remove(connection)
   const shown = connection.closeCode === 0 ? code : connection.closeCode
-  hub.audit.closed(connection, shown, closedBy(connection.closeCode, code, hub.settings.closeCodes), now() - connection.startedAt)
+  hub.audit.closed(connection, shown, closedBy(connection, code), now() - connection.startedAt)
   connection.announce('close', shown)
   return true
 }
@@ -89,13 +89,11 @@ const BY: Readonly<Record<CloseName, ClosedBy>> = {
 /** What is seen where nobody said goodbye (RFC 6455 §7.1.5). */
 const ABNORMAL = 1006
 
-/**
- * Who ended it, so that expired tokens are not taken for a bad network.
- * @param ours what we closed it with; 0: we did not
- */
-function closedBy (ours: number, seen: number, codes: CloseCodes): ClosedBy {
-  if (ours === 0) return seen === ABNORMAL ? 'network' : 'peer'
-  const name = NAMES.find(one => (codes[one] ?? CLOSE[one].code) === ours)
+/** Who ended it, so that expired tokens are not taken for a bad network. */
+function closedBy ({ closeCode, isClosedByApplication, route }: GuardedConnection, seen: number): ClosedBy {
+  if (closeCode === 0) return isClosedByApplication ? 'application' : seen === ABNORMAL ? 'network' : 'peer'
+  const { closeCodes } = route.hub.settings
+  const name = NAMES.find(one => (closeCodes[one] ?? CLOSE[one].code) === closeCode)
   return name === undefined ? 'application' : BY[name]
 }
 

@@ -61,6 +61,7 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   /** A message of the application came since its session was last extended. */
   isUsed = false
   isReading = false
+  isClosedByApplication = false
   /** What we closed it with; 0 until then. */
   closeCode = 0
   failedRefreshes = 0
@@ -195,5 +196,9 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
 
   sent (): void {
     this.framesOut++
+  }
+
+  closing (): void {
+    if (this.isOpen) this.isClosedByApplication = true
   }
 }

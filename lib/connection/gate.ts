@@ -110,34 +110,35 @@ function isRevokedUnseen (connection: GuardedConnection): boolean {
   return true
 }
 
-function judge (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
+/** @param isPaid the cluster had room for it, before the verdict had to be reached again */
+function judge (connection: GuardedConnection, data: RawFrame, isBinary: boolean, isPaid = false): void {
   if (isRevokedUnseen(connection)) return
   if (isStale(connection)) {
-    judgeFresh(connection, data, isBinary)
+    judgeLater(connection, readSession(connection).then(() => ask(connection, data, isBinary, isPaid)), data, isBinary)
     return
   }
   if (connection.route.authorize === undefined && connection.rate?.isShared !== true) {
     connection.socket.deliver(data, isBinary)
     return
   }
-  const verdict = ask(connection, data, isBinary)
+  const verdict = ask(connection, data, isBinary, isPaid)
   if (verdict instanceof Promise) judgeLater(connection, verdict, data, isBinary)
   else settle(connection, verdict, data, isBinary)
 }
 
-function judgeFresh (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
-  judgeLater(connection, readSession(connection).then(() => ask(connection, data, isBinary)), data, isBinary)
-}
-
 /** First whether all nodes together have room for it, where that is asked, then what the route says. */
-function ask (connection: GuardedConnection, data: RawFrame, isBinary: boolean): Maybe<unknown> {
-  const { rate } = connection
-  if (rate?.isShared !== true) return askRoute(connection, data, isBinary)
-  const room = attempt(() => rate.spendShared(byteLengthOf(data)), error => {
+function ask (connection: GuardedConnection, data: RawFrame, isBinary: boolean, isPaid: boolean): Maybe<unknown> {
+  const { rate, route } = connection
+  if (isPaid || rate?.isShared !== true) return askRoute(connection, data, isBinary)
+  const room = attempt(() => rate.spendShared(byteLengthOf(data), route.hub.settings.handshakeTimeout / 2), error => {
     fault(connection, error)
     return RETRY_AFTER
   })
-  return whenReady(room, wait => wait > 0 && isLimited(connection, wait) ? LIMITED : askRoute(connection, data, isBinary))
+  return whenReady(room, wait => {
+    // Whoever it is from may have ended meanwhile.
+    if (!connection.isOpen || isOver(connection) || (wait > 0 && isLimited(connection, wait))) return LIMITED
+    return askRoute(connection, data, isBinary)
+  })
 }
 
 /** What the route says; what throws is a refusal. There is no closure here, for every message would pay for it. */
@@ -167,7 +168,7 @@ function judgeLater (connection: GuardedConnection, pending: Promise<unknown>, d
     connection.isJudging = false
     if (connection.isOpen && !isOver(connection) && !isRevokedUnseen(connection)) {
       // Reached for a context that is no longer the connection's: reached again.
-      if (connection.context.version !== version) judge(connection, data, isBinary)
+      if (connection.context.version !== version && verdict !== LIMITED) judge(connection, data, isBinary, true)
       else settle(connection, verdict, data, isBinary)
     }
     flush(connection)

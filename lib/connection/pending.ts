@@ -86,6 +86,8 @@ export class PendingSocket implements SocketOwner, Wheeled {
 
   sent (): void {}
 
+  closing (): void {}
+
   fail (name: CloseName, code?: Refusal, details: CloseDetails = {}): void {
     this.#leave()
     this.#route.hub.audit.refused(this.#request, code ?? codeOf(name), this.#who)
@@ -161,7 +163,7 @@ function hasLost (place: Place | null): boolean {
 }
 
 function detailsOf (request: FastifyRequest, code: Refusal): CloseDetails {
-  const retryAfterMs = ERRORS[code].status === 429 ? retryAfterOf(request) : undefined
+  const retryAfterMs = retryAfterOf(request, code)
   return retryAfterMs === undefined ? {} : { retryAfterMs }
 }
 

@@ -23,6 +23,8 @@ export interface SocketOwner {
   mayReceive (): boolean
   /** A frame goes out, the application's or one of ours. */
   sent (): void
+  /** The application, or we, close the socket before the peer did. */
+  closing (): void
 }
 
 /** As the options of a server have it. */
@@ -93,9 +95,15 @@ export function guardedClass (Base: SocketClass): SocketClass {
         if (told !== undefined) process.nextTick(told, authError('FST_HYBRID_AUTH_MISSING_CREDENTIALS'))
         return
       }
-      this[OWNER]?.sent()
+      if (this.readyState === this.OPEN) this[OWNER]?.sent()
       if (typeof options === 'object') super.send(data, options, callback)
       else super.send(data, options ?? callback)
+    }
+
+    override close (code?: number, data?: string | Buffer): void {
+      // ws answers the peer's close by this method too, and keeps in a member of its own that it came.
+      if (Reflect.get(this, '_closeFrameReceived') !== true) this[OWNER]?.closing()
+      super.close(code, data)
     }
 
     override pause (): void {

@@ -5,6 +5,7 @@ import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
 import type { AuditEvent } from '../../types/audit.js'
 import type { AuthContext } from '../../types/context.js'
 import { ERRORS, type AuthErrorCode } from '../errors.js'
+import { adopt } from '../maybe.js'
 import { networkOf } from '../request.js'
 import { excerpt } from './redaction.js'
 import { Sink } from './sink.js'
@@ -75,7 +76,8 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     sink?.push(event)
     channels[type]?.publish(event)
     if (isLogged(type, logger)) quietly(() => { logger[level]({ hybridAuth: event }, message) })
-    quietly(() => (events as EventEmitter).emit(type, event))
+    // One by one: one that fails must not keep it from those behind it.
+    for (const listener of (events as EventEmitter).rawListeners(type)) quietly(() => Reflect.apply(listener, events, [event]))
   }
 
   function tellOf<Type extends EventType> (type: Type, connection: Audited, details: Details<Type, ReturnType<typeof about>>): void {
@@ -132,6 +134,7 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     },
     refreshRefused (connection: Audited, code: AuthErrorCode): void {
       tally.refreshes.add(labelOf(code))
+      if (ERRORS[code].status === 429) tally.limited(labelOf(code), true)
       tellOf('refresh_refused', connection, { code })
     },
     identityChanged (connection: Audited): void {
@@ -174,7 +177,8 @@ function isLogged (type: EventType, logger: FastifyBaseLogger): boolean {
 /** Who listens and fails must not decide about a connection. */
 function quietly (tell: () => unknown): void {
   try {
-    tell()
+    const answer = adopt(tell())
+    if (answer instanceof Promise) answer.catch(() => {})
   } catch {}
 }
 

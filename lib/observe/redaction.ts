@@ -31,12 +31,14 @@ function isTokenName (name: string): boolean {
 }
 
 const MAX_EXCERPT = 256
-/** Base64url that begins as a JSON object does. */
-const LIKE_A_TOKEN = /eyJ[\w.-]*/g
+/** How much of a text is looked at. */
+const MAX_READ = 4096
+/** Long parts in base64url with dots between them, or what begins as a JSON object does in base64url. */
+const LIKE_A_TOKEN = /(?<![\w-])(?:[\w-]{16,}\.[\w-]{16,}(?:\.[\w-]*)?|ey[\w-]{8,}[\w.-]*)/g
 
 /** The beginning of a text that a client sent, for a log: without what might be a token there. */
 export function excerpt (text: string): string {
-  return text.slice(0, MAX_EXCERPT).replace(LIKE_A_TOKEN, REDACTED)
+  return text.slice(0, MAX_READ).replace(LIKE_A_TOKEN, REDACTED).slice(0, MAX_EXCERPT)
 }
 
 /** Headers that carry credentials, in whichever direction. */

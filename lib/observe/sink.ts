@@ -1,5 +1,6 @@
 /** The application's `audit`: told everything in order, behind the decision. Nothing but later events ever waits for it. */
 import { settleWithin } from '../deadline.js'
+import { adopt } from '../maybe.js'
 
 /** Events that wait. What finds no room is dropped. */
 const MAX_WAITING = 10_000
@@ -8,6 +9,8 @@ const MAX_OPEN = 100
 const PATIENCE = 10_000
 /** How long the loop is kept from other work, in milliseconds. */
 const SLICE = 5
+/** How often events are told before the loop has come round. */
+const MAX_RUNS = 100
 /** What is taken out of the queue at once. */
 const BATCH = 100
 
@@ -19,6 +22,8 @@ export class Sink<E> {
   readonly #batch: E[] = []
   #open = 0
   #isScheduled = false
+  /** Since the loop came round. */
+  #runs = 0
   #whenIdle: Array<() => void> = []
 
   /** @param onDropped called for each event that is */
@@ -33,8 +38,8 @@ export class Sink<E> {
       return
     }
     this.#waiting.push(event)
-    // Behind the decision, and before anybody can have heard of it.
-    this.#schedule(queueMicrotask)
+    // Behind the decision, and before anybody can have heard of it: unless telling it leads to the next one, and that to another.
+    this.#schedule(this.#runs < MAX_RUNS ? queueMicrotask : setImmediate)
   }
 
   /** Resolves when everything was told and answered, or after `ms`. */
@@ -57,6 +62,7 @@ export class Sink<E> {
 
   #drain (): void {
     this.#isScheduled = false
+    if (this.#runs++ === 0) setImmediate(() => { this.#runs = 0 })
     const started = performance.now()
     while (this.#open < MAX_OPEN) {
       const event = this.#next()
@@ -80,7 +86,7 @@ export class Sink<E> {
 
   #tellOf (event: E): void {
     try {
-      const answer = this.#tell(event)
+      const answer = adopt(this.#tell(event))
       if (!(answer instanceof Promise)) return
       this.#open++
       settleWithin<unknown>(answer, PATIENCE, undefined, () => {

@@ -2,6 +2,7 @@
  * Token buckets: `capacity` at once, `refillPerSecond` in the long run. They have no clock of their own: whoever asks says
  * what time it is, in milliseconds.
  */
+import { GenerationCache } from '../cache.js'
 import { Sweeper } from '../sweeper.js'
 
 export interface Rate {
@@ -54,17 +55,16 @@ export class Bucket {
 
 /** Buckets by name. What is full may be forgotten, so nothing has to be given back. */
 export class BucketTable {
-  readonly #buckets = new Map<string, Bucket>()
-  readonly #max: number
+  readonly #buckets: GenerationCache<Bucket>
   readonly #now: () => number
   readonly #sweeper = new Sweeper(() => this.#sweep())
 
   /**
-   * @param max the most that are kept: past it, the oldest is lost
+   * @param max the most that are kept: past it, the oldest are lost
    * @param now the clock that `time` is read from, in milliseconds
    */
   constructor (max: number, now: () => number) {
-    this.#max = max
+    this.#buckets = new GenerationCache(max)
     this.#now = now
   }
 
@@ -75,8 +75,6 @@ export class BucketTable {
   of (key: string, rate: Rate, time: number): Bucket {
     const known = this.#buckets.get(key)
     if (known !== undefined) return known
-    const [oldest] = this.#buckets.keys()
-    if (oldest !== undefined && this.#buckets.size >= this.#max) this.#buckets.delete(oldest)
     const bucket = new Bucket(rate, time)
     this.#buckets.set(key, bucket)
     this.#sweeper.wake()
@@ -98,7 +96,7 @@ export class BucketTable {
 
   #sweep (): number {
     const time = this.#now()
-    for (const [key, bucket] of this.#buckets) if (bucket.isFull(time)) this.#buckets.delete(key)
+    for (const [key, bucket] of this.#buckets.entries()) if (bucket.isFull(time)) this.#buckets.delete(key)
     return this.#buckets.size
   }
 }

@@ -4,6 +4,7 @@
  */
 import { createHash } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
+import { GenerationCache } from '../cache.js'
 import type { Cluster } from '../cluster/cluster.js'
 import type { Refusal } from '../errors.js'
 import { whenReady, type Maybe } from '../maybe.js'
@@ -44,7 +45,10 @@ export class Failures {
   readonly #options: FailureOptions
   readonly #parts: FailureParts
   /** Until when there have been too many failures under a name, in milliseconds since the epoch. */
-  readonly #over = new Map<string, number>()
+  readonly #over = new GenerationCache<number>(MAX_KEPT)
+  /** What was answered to what was counted. */
+  readonly #counted = new WeakMap<object, Refusal>()
+  readonly #reported = new WeakSet()
   readonly #sweeper = new Sweeper(() => this.#sweep())
 
   constructor (options: FailureOptions, parts: FailureParts) {
@@ -53,43 +57,51 @@ export class Failures {
   }
 
   /** Whether the address is refused whatever it brings. Asked before any key or store. */
-  isBlocked (request: FastifyRequest): boolean {
+  isBlocked (request: FastifyRequest, presented: object): boolean {
     if (this.#options.block !== 'address' || this.#over.size === 0) return false
     const address = addressKey(networkOf(request).ip)
     const wait = address === null ? 0 : this.#waitOf(nameOfAddress(address))
-    return wait > 0 && this.#isRefused(request, wait)
+    return wait > 0 && this.#isRefused(request, presented, wait)
   }
 
   /**
    * Counts a credential that looks like a guess.
+   * @param presented what it came with: one request counts once, however many rules ask about it
    * @param code what it is refused with while there are not too many
    * @param claimed called only if it matters
    */
-  count (request: FastifyRequest, code: Refusal, claimed: () => Claimed | null): Maybe<Refusal> {
+  count (request: FastifyRequest, presented: object, code: Refusal, claimed: () => Claimed | null): Maybe<Refusal> {
+    const answered = this.#counted.get(presented)
+    if (answered !== undefined) return answered
+    return whenReady(this.#countOne(request, presented, code, claimed), answer => {
+      this.#counted.set(presented, answer)
+      return answer
+    })
+  }
+
+  #countOne (request: FastifyRequest, presented: object, code: Refusal, claimed: () => Claimed | null): Maybe<Refusal> {
     const address = addressKey(networkOf(request).ip)
+    const ofAddress = address === null ? [] : [nameOfAddress(address)]
     // An attack that was noticed costs nothing more: neither a record nor a question to the cluster for whom it claims to be next.
-    if (address !== null && this.#waitOf(nameOfAddress(address)) > 0) {
-      return this.#isRefused(request, this.#waitOf(nameOfAddress(address))) ? TOO_MANY : code
-    }
+    const wait = this.#longest(ofAddress)
+    if (wait > 0) return this.#isRefused(request, presented, wait) ? TOO_MANY : code
     const who = claimed()
-    const all = [
-      ...address === null ? [] : [nameOfAddress(address)],
-      ...who === null ? [] : [nameOfIdentity(who)]
-    ]
-    const known = Math.max(0, ...all.map(name => this.#waitOf(name)))
+    const all = [...ofAddress, ...who === null ? [] : [nameOfIdentity(who)]]
+    const known = this.#longest(all)
     const names = all.filter(name => this.#waitOf(name) === 0)
-    if (names.length === 0) return this.#isRefused(request, known) ? TOO_MANY : code
+    if (names.length === 0) return known > 0 && this.#isRefused(request, presented, known) ? TOO_MANY : code
     return whenReady(this.#parts.cluster.strike(names, this.#options), strike => {
       this.#learn(names, strike)
       if (strike.isAlert && known === 0) this.#parts.onSuspected(request, names.filter((_, i) => isOver(strike, i)).map(kindOf), who)
       if (known === 0 && !strike.isOver) return code
-      return this.#isRefused(request, Math.max(known, ...strike.waits)) ? TOO_MANY : code
+      return this.#isRefused(request, presented, Math.max(known, ...strike.waits)) ? TOO_MANY : code
     })
   }
 
   /** Another node found out. */
   block (address: string, ms: number): void {
-    this.#keep(nameOfAddress(address), ms)
+    const name = nameOfAddress(address)
+    this.#keep(name, Math.max(Math.min(ms, this.#options.window), this.#waitOf(name)))
   }
 
   #learn (names: readonly string[], { waits }: Strike): void {
@@ -107,35 +119,39 @@ export class Failures {
   }
 
   #keep (name: string, ms: number): void {
-    this.#over.delete(name)
-    const [oldest] = this.#over.keys()
-    if (oldest !== undefined && this.#over.size >= MAX_KEPT) this.#over.delete(oldest)
     this.#over.set(name, Date.now() + ms)
     this.#sweeper.wake()
   }
 
   #sweep (): number {
-    for (const name of this.#over.keys()) this.#waitOf(name)
+    for (const [name] of this.#over.entries()) this.#waitOf(name)
     return this.#over.size
+  }
+
+  #longest (names: readonly string[]): number {
+    return Math.max(0, ...names.map(name => this.#waitOf(name)))
   }
 
   #waitOf (name: string): number {
     const until = this.#over.get(name)
     if (until === undefined) return 0
+    const { window } = this.#options
+    const wait = until - Date.now()
     // A clock that was set back does not make it longer.
-    const wait = Math.min(until - Date.now(), this.#options.window)
-    if (wait > 0) return wait
+    if (wait > window) this.#over.set(name, Date.now() + window)
+    if (wait > 0) return Math.min(wait, window)
     this.#over.delete(name)
     return 0
   }
 
-  #isRefused (request: FastifyRequest, wait: number): boolean {
-    if (this.#parts.isReportOnly) {
-      this.#parts.onReported(request, TOO_MANY)
-      return false
+  #isRefused (request: FastifyRequest, presented: object, wait: number): boolean {
+    if (!this.#parts.isReportOnly) {
+      setRetryAfter(request, TOO_MANY, wait)
+      return true
     }
-    setRetryAfter(request, wait)
-    return true
+    if (!this.#reported.has(presented)) this.#parts.onReported(request, TOO_MANY)
+    this.#reported.add(presented)
+    return false
   }
 }
 

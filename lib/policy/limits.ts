@@ -65,7 +65,7 @@ export class ConnectionLimits {
         this.#parts.onReported(request, TOO_OFTEN)
         return this.#take(request, auth, net)
       }
-      setRetryAfter(request, wait)
+      setRetryAfter(request, TOO_OFTEN, wait)
       return TOO_OFTEN
     })
   }

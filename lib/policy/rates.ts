@@ -1,7 +1,8 @@
 /** How much a connection, and all connections of a user together, may send: messages and bytes, each from a bucket. */
 import type { AuthContext } from '../../types/context.js'
 import type { Cluster } from '../cluster/cluster.js'
-import type { Maybe } from '../maybe.js'
+import { settledWithin } from '../deadline.js'
+import { whenReady, type Maybe } from '../maybe.js'
 import { Bucket, type BucketTable, type Debit, type Rate } from './bucket.js'
 
 /** A bucket for messages and one for their bytes; null: not limited. */
@@ -72,13 +73,26 @@ export class MessageRate {
     return 0
   }
 
-  /** The same for the buckets that all nodes share. */
-  spendShared (size: number): Maybe<number> {
+  /**
+   * The same for the buckets that all nodes share. What they refuse is given back to those of this process.
+   * @param patience how long the cluster may take, in milliseconds; after that this process counts alone
+   */
+  spendShared (size: number, patience: number): Maybe<number> {
     const { messages, bytes } = this.#rates.perUser ?? NONE
     const debits: Debit[] = []
     if (messages !== null) debits.push({ key: this.#userMessages, rate: messages, cost: 1 })
     if (bytes !== null) debits.push({ key: this.#userBytes, rate: bytes, cost: size })
-    return this.#parts.cluster.spend(debits)
+    const asked = this.#parts.cluster.spend(debits)
+    const answered = asked instanceof Promise
+      ? settledWithin<number | null>(asked, patience, null).then(wait => wait ?? this.#parts.users.spend(debits))
+      : asked
+    return whenReady(answered, wait => {
+      if (wait > 0) {
+        this.#messages?.take(-1)
+        this.#bytes?.take(-size)
+      }
+      return wait
+    })
   }
 
   /** One more was refused. @returns how many that makes without a pause in which an empty bucket would have filled twice */

@@ -1,4 +1,5 @@
 /** Failures under a name within a sliding window: when there were too many, and until when that is so. */
+import { GenerationCache } from '../cache.js'
 import { Sweeper } from '../sweeper.js'
 
 /** What one more failure means. */
@@ -30,14 +31,13 @@ interface Record {
 export const EPISODE = 2
 
 export class StrikeTable {
-  readonly #records = new Map<string, Record>()
-  readonly #max: number
+  readonly #records: GenerationCache<Record>
   readonly #now: () => number
   readonly #sweeper = new Sweeper(() => this.#sweep())
 
-  /** @param max the most names that are kept: past it, the one with the oldest failure is lost */
+  /** @param max the most names that are kept: past it, the oldest are lost */
   constructor (max: number, now: () => number = Date.now) {
-    this.#max = max
+    this.#records = new GenerationCache(max)
     this.#now = now
   }
 
@@ -62,20 +62,19 @@ export class StrikeTable {
     this.#sweeper.wake()
     return {
       isOver,
-      waits: records.map(({ times: [oldest = 0, ...later] }) => later.length + 1 >= max ? oldest + window - time : 0),
+      waits: records.map(({ times: [oldest = 0, ...later] }) => later.length + 1 >= max ? Math.min(oldest + window - time, window) : 0),
       isAlert: isReached && !wasSuspected && !isOver
     }
   }
 
-  /** As the latest of all, without what is out of the window. */
+  /** Without what is out of the window. */
   #recordOf (name: string, window: number, time: number): Record {
-    const [oldest] = this.#records.keys()
     const record = this.#records.get(name) ?? { times: [], suspectedUntil: 0, endsAt: 0 }
-    if (!this.#records.delete(name) && oldest !== undefined && this.#records.size >= this.#max) this.#records.delete(oldest)
     this.#records.set(name, record)
     record.endsAt = time + window
-    // After the clock was set back, what lies ahead happened now.
-    const left = record.times.map(at => Math.min(at, time)).filter(at => at > time - window)
+    // What lies further ahead than anything can was before the clock was set back.
+    if (record.suspectedUntil > time + EPISODE * window) record.suspectedUntil = 0
+    const left = record.times.filter(at => at > time - window && at <= time + window)
     record.times.splice(0, Infinity, ...left)
     return record
   }
@@ -87,7 +86,7 @@ export class StrikeTable {
 
   #sweep (): number {
     const time = this.#now()
-    for (const [name, { endsAt, suspectedUntil }] of this.#records) if (Math.max(endsAt, suspectedUntil) <= time) this.#records.delete(name)
+    for (const [name, { endsAt, suspectedUntil }] of this.#records.entries()) if (Math.max(endsAt, suspectedUntil) <= time) this.#records.delete(name)
     return this.#records.size
   }
 }

@@ -54,8 +54,8 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   /** Who the request comes from. Neither throws nor rejects. */
   function authenticate (request: FastifyRequest, { bearer, mayUseCookie }: Presented): Maybe<AuthContext | Refusal> {
     if (bearer === null) return trySession(request, mayUseCookie)
-    if (failures?.isBlocked(request) === true) return TOO_MANY
-    return whenReady(tryJwt(request, bearer), outcome => {
+    if (failures?.isBlocked(request, request) === true) return TOO_MANY
+    return whenReady(tryJwt(request, bearer, request), outcome => {
       if (!isRefusal(outcome) || options.fallback === 'absent' || sessions?.isPresented(request) !== true) return outcome
       // Where the session does not help either, the bearer's refusal tells the client what to do.
       return whenReady(trySession(request, mayUseCookie, outcome), second =>
@@ -63,10 +63,10 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
     })
   }
 
-  function tryJwt (request: FastifyRequest, { token, via }: NonNullable<Presented['bearer']>): Maybe<AuthContext | Refusal> {
+  function tryJwt (request: FastifyRequest, { token, via }: NonNullable<Presented['bearer']>, presented: object): Maybe<AuthContext | Refusal> {
     if (jwt === null) return INVALID_TOKEN
     return closed(request, 'jwt', () => whenReady(jwt.verify(token), (outcome): Maybe<AuthContext | Refusal> => {
-      if (outcome === FORGED) return failures?.count(request, INVALID_TOKEN, () => claimedBy(token)) ?? INVALID_TOKEN
+      if (outcome === FORGED) return failures?.count(request, presented, INVALID_TOKEN, () => claimedBy(token)) ?? INVALID_TOKEN
       return isRefusal(outcome) ? outcome : unlessRevoked(jwtContext(outcome, via))
     }))
   }
@@ -80,9 +80,9 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
 
   /** Who a ticket stands for: it is worth what its credential is worth here and now. Neither throws nor rejects. */
   function redeem (request: FastifyRequest, presented: PresentedTicket): Maybe<AuthContext | Refusal> {
-    if (failures?.isBlocked(request) === true) return TOO_MANY
+    if (failures?.isBlocked(request, request) === true) return TOO_MANY
     return closed(request, 'ticket', () => whenReady(takeTicket({ store: tickets, realm }, presented), (kept): Maybe<AuthContext | Refusal> => {
-      if (kept === FORGED) return failures?.count(request, INVALID_TICKET, () => null) ?? INVALID_TICKET
+      if (kept === FORGED) return failures?.count(request, request, INVALID_TICKET, () => null) ?? INVALID_TICKET
       if (isRefusal(kept)) return kept
       const again: Maybe<AuthContext | Refusal> = kept.authType === 'session'
         ? whenReady(sessions?.reread(request, kept.sessionId) ?? INVALID_TICKET, session =>
@@ -97,15 +97,16 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   }
 
   function verifyToken (request: FastifyRequest, token: string): Maybe<AuthContext | Refusal> {
-    return failures?.isBlocked(request) === true ? TOO_MANY : tryJwt(request, { token, via: 'message' })
+    const presented = {}
+    return failures?.isBlocked(request, presented) === true ? TOO_MANY : tryJwt(request, { token, via: 'message' }, presented)
   }
 
   function trySession (request: FastifyRequest, mayUseCookie: () => boolean, fallbackFrom?: Refusal): Maybe<AuthContext | Refusal> {
     if (!sessions?.isPresented(request)) return MISSING
     if (!mayUseCookie()) return 'FST_HYBRID_AUTH_ORIGIN_REFUSED'
-    if (failures?.isBlocked(request) === true) return TOO_MANY
+    if (failures?.isBlocked(request, request) === true) return TOO_MANY
     return closed(request, 'session', () => whenReady(sessions.verifySession(request), (outcome): Maybe<AuthContext | Refusal> => {
-      if (outcome === FORGED) return failures?.count(request, INVALID_SESSION, () => null) ?? INVALID_SESSION
+      if (outcome === FORGED) return failures?.count(request, request, INVALID_SESSION, () => null) ?? INVALID_SESSION
       return isRefusal(outcome) ? outcome : unlessRevoked(sessionContext(outcome, fallbackFrom))
     }))
   }

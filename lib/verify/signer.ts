@@ -2,7 +2,7 @@
 import type { CookieSigner } from '../../types/options.js'
 import { authError } from '../errors.js'
 import type { ParsedSessionOptions } from '../options.js'
-import { GenerationCache } from './cache.js'
+import { GenerationCache } from '../cache.js'
 
 /** Nothing is ever signed here. */
 export type Unsigner = Pick<CookieSigner, 'unsign'>

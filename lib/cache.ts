@@ -1,6 +1,6 @@
 /**
- * A bounded memory of successes, in two generations: when the young one is full it becomes the old one, and what is
- * asked for again moves back. Both bounds hold for the sum of the two, and a hit costs one Map read.
+ * A bounded memory, in two generations: when the young one is full it becomes the old one, and what is asked for again moves
+ * back. Both bounds hold for the sum of the two, a hit costs one Map read, and nothing ever has to look for what is oldest.
  */
 export class GenerationCache<V> {
   readonly #maxEntries: number
@@ -9,7 +9,7 @@ export class GenerationCache<V> {
   #old = new Map<string, V>()
   #youngBytes = 0
 
-  constructor (maxEntries: number, maxBytes: number) {
+  constructor (maxEntries: number, maxBytes = Infinity) {
     this.#maxEntries = Math.floor(maxEntries / 2)
     this.#maxBytes = maxBytes / 2
   }
@@ -29,7 +29,7 @@ export class GenerationCache<V> {
   set (key: string, value: V): void {
     const bytes = key.length * 4
     if (bytes > this.#maxBytes) return
-    if (this.#young.size >= this.#maxEntries || this.#youngBytes + bytes > this.#maxBytes) {
+    if (!this.#young.has(key) && (this.#young.size >= this.#maxEntries || this.#youngBytes + bytes > this.#maxBytes)) {
       this.#old = this.#young
       this.#young = new Map()
       this.#youngBytes = 0
@@ -41,6 +41,12 @@ export class GenerationCache<V> {
   delete (key: string): void {
     this.#young.delete(key)
     this.#old.delete(key)
+  }
+
+  /** An entry may be deleted while it is at hand. */
+  * entries (): Generator<[string, V]> {
+    yield * this.#young
+    yield * this.#old
   }
 
   get size (): number {
