@@ -8,7 +8,6 @@ export class Sweeper implements Wheeled {
   due = -1
   position = 0
   readonly #sweep: () => number
-  #isStopped = false
 
   /** @param sweep answers how much is left */
   constructor (sweep: () => number) {
@@ -17,15 +16,15 @@ export class Sweeper implements Wheeled {
 
   /** There is something that will be over. */
   wake (): void {
-    if (this.due === -1 && !this.#isStopped) wheel.schedule(this, EVERY)
+    if (this.due === -1) wheel.schedule(this, EVERY)
   }
 
   look (): void {
     if (this.#sweep() > 0) this.wake()
   }
 
+  /** Until it is woken again. */
   stop (): void {
-    this.#isStopped = true
     wheel.remove(this)
   }
 }

@@ -41,14 +41,16 @@ class Metric {
   readonly name: string
   readonly help: string
   readonly type: Kind
-  readonly aggregator = 'sum'
+  /** How prom-client adds up several processes. */
+  readonly aggregator: 'sum' | 'max' | 'min'
   readonly #read: () => Iterable<Sample>
 
-  constructor (type: Kind, name: string, help: string, read: () => Iterable<Sample>) {
+  constructor (type: Kind, name: string, help: string, read: () => Iterable<Sample>, aggregator: Metric['aggregator'] = 'sum') {
     this.name = PREFIX + name
     this.help = help
     this.type = type
     this.#read = read
+    this.aggregator = aggregator
   }
 
   async get () {
@@ -74,7 +76,8 @@ function isRegistry (given: unknown): boolean {
 
 function describe ({ tally, hub, node }: Measured): Metric[] {
   const counter = (name: string, help: string, read: () => Iterable<Sample>) => new Metric('counter', `${name}_total`, help, read)
-  const gauge = (name: string, help: string, read: () => number) => new Metric('gauge', name, help, () => one(read()))
+  const gauge = (name: string, help: string, read: () => number, aggregator?: Metric['aggregator']) =>
+    new Metric('gauge', name, help, () => one(read()), aggregator)
   return [
     new Metric('gauge', 'connections', 'Open guarded sockets by auth_type.', () => labelled(hub.registry.census().byType, 'auth_type')),
     gauge('pending_sockets', 'Sockets that owe their first message.', () => hub.pending.size),
@@ -98,12 +101,12 @@ function describe ({ tally, hub, node }: Measured): Metric[] {
     counter('limited', 'What a limit refused, or only reported.', () => pairs(tally.limits, ['limit', 'enforced'])),
     counter('brute_force_suspected', 'Alerts for too many credentials that look like guesses.', () => one(tally.bruteForces)),
     counter('audit_dropped', 'Events that the audit function was too slow for.', () => one(tally.auditDropped)),
-    gauge('cluster_connected', '1 while the other nodes can be reached.', () => Number(node.status().connected)),
+    gauge('cluster_connected', '1 while the other nodes can be reached.', () => Number(node.status().connected), 'min'),
     gauge('cluster_lag_seconds', 'How old the latest command of another node was when it came, or how long the others have been away.',
-      () => node.lag / 1000),
+      () => node.lag / 1000, 'max'),
     gauge('cluster_queued', 'Commands that wait for the cluster.', () => node.status().queued),
     counter('cluster_ignored', 'Messages that no node of this cluster can have sent.', () => one(node.status().ignored)),
-    gauge('revocations', 'Live revocations that this node knows.', () => node.status().revocations)
+    gauge('revocations', 'Live revocations that this node knows.', () => node.status().revocations, 'max')
   ]
 
   function histogram (name: string, help: string, times: Times): Metric {

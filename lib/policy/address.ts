@@ -1,7 +1,10 @@
 /** What counts as one address: an IPv4 address, or the /64 that an IPv6 subscriber is given (RFC 6177 §2). */
+import { createHash } from 'node:crypto'
 import { isIPv4, isIPv6 } from 'node:net'
 
 const GROUPS = 8
+/** No address is longer, with a zone and a port. */
+const LONGEST = 64
 const PREFIX_GROUPS = 4
 /** Of an IPv4 address that is written as IPv6 (RFC 4291 §2.5.5.2). */
 const MAPPED = '0:0:0:0:0:ffff'
@@ -10,14 +13,14 @@ const WITH_PORT = /^(?:\[(.+)\](?::\d+)?|([\d.]+):\d+)$/
 
 /**
  * null: there is no address to count by, and no bucket to share with others that have none. What is no address, and was
- * given as one by a proxy that is trusted, counts as it stands.
+ * given as one by a proxy that is trusted, counts as it stands, or as its hash where it is long.
  */
 export function addressKey (ip: string | undefined): string | null {
   if (ip === undefined || ip === '') return null
   const [, bracketed, dotted] = WITH_PORT.exec(ip) ?? []
   const [address = ''] = (bracketed ?? dotted ?? ip).split('%', 1)
   if (isIPv4(address)) return address
-  if (!isIPv6(address)) return ip
+  if (!isIPv6(address)) return ip.length > LONGEST ? createHash('sha256').update(ip).digest('base64url') : ip
   const groups = groupsOf(address.toLowerCase())
   if (groups.slice(0, 6).join(':') === MAPPED) return groups.slice(6).flatMap(bytesOf).join('.')
   return groups.slice(0, PREFIX_GROUPS).join(':') + '::/64'

@@ -90,7 +90,9 @@ export class Failures {
     const known = this.#longest(all)
     const names = all.filter(name => this.#waitOf(name) === 0)
     if (names.length === 0) return known > 0 && this.#isRefused(request, presented, known) ? TOO_MANY : code
-    return whenReady(this.#parts.cluster.strike(names, this.#options), strike => {
+    // Who counts within another window counts for himself.
+    const { window } = this.#options
+    return whenReady(this.#parts.cluster.strike(names.map(name => `${window}:${name}`), this.#options), strike => {
       this.#learn(names, strike)
       if (strike.isAlert && known === 0) this.#parts.onSuspected(request, names.filter((_, i) => isOver(strike, i)).map(kindOf), who)
       if (known === 0 && !strike.isOver) return code
@@ -108,8 +110,9 @@ export class Failures {
     for (const [index, name] of names.entries()) {
       const wait = waits[index] ?? 0
       if (wait === 0) continue
+      const wasKnown = this.#waitOf(name) > 0
       this.#keep(name, wait)
-      if (this.#options.block === 'address' && kindOf(name) === 'address') this.#parts.onBlocked(name.slice(PREFIX.address.length), wait)
+      if (!wasKnown && this.#options.block === 'address' && kindOf(name) === 'address') this.#parts.onBlocked(name.slice(PREFIX.address.length), wait)
     }
   }
 

@@ -72,9 +72,9 @@ export class StrikeTable {
     const record = this.#records.get(name) ?? { times: [], suspectedUntil: 0, endsAt: 0 }
     this.#records.set(name, record)
     record.endsAt = time + window
-    // What lies further ahead than anything can was before the clock was set back.
+    // After the clock was set back, what lies ahead happened now; what lies further ahead than anything can is forgotten.
     if (record.suspectedUntil > time + EPISODE * window) record.suspectedUntil = 0
-    const left = record.times.filter(at => at > time - window && at <= time + window)
+    const left = record.times.filter(at => at > time - window && at <= time + window).map(at => Math.min(at, time))
     record.times.splice(0, Infinity, ...left)
     return record
   }
