@@ -268,7 +268,7 @@ t.test('Redis away: each node counts alone; hanging: who connects waits no longe
   redis.pause()
   const started = performance.now()
   t.equal(admitted(await statuses(t, [nodes[0]?.host ?? ''], 10)), 6)
-  t.ok(performance.now() - started < 6 * SHORT.timeout)
+  t.ok(performance.now() - started < 20 * SHORT.timeout)
   await redis.kill()
   await eventually('both know that it is away', () => nodes.every(({ status }) => !status().connected))
   t.equal(admitted(await statuses(t, [nodes[1]?.host ?? ''], 10)), 6)
@@ -307,23 +307,20 @@ t.test('limits.pendingPerIp: a place is free again when its socket authenticates
     ['it is cut off', peer => { peer.socket.terminate() }],
     ['it is late', async peer => { t.equal((await peer.closed).code, 4010) }, '/hurry']
   ]
-  for (const [what, leave, path = '/first'] of ways) {
-    const peer = await pendingAt(t, server.host, { path })
-    if (path === '/first') t.ok(await isFull(), 'at the limit')
+  for (const [what, leave, path] of ways) {
+    const peer = await opensSoon(t, server.host, path)
+    if (path === undefined) t.ok(await isFull(), 'at the limit')
     await leave(peer)
-    const next = await eventuallyOpen(t, server.host)
+    const next = await opensSoon(t, server.host)
     t.ok(await isFull(), what)
     next.socket.terminate()
-    await next.closed
-    await eventuallyOpen(t, server.host).then(({ socket }) => { socket.terminate() })
-    await eventuallyOpen(t, server.host).then(({ socket }) => { socket.terminate() })
   }
 })
 
 /** The server may not have seen yet that the last one has gone. */
-async function eventuallyOpen (t: Test, host: string): Promise<Peer> {
+async function opensSoon (t: Test, host: string, path = '/first'): Promise<Peer> {
   for (let n = 0; n < 500; n++) {
-    const peer = connect(t, host, { path: '/first', token: null })
+    const peer = connect(t, host, { path, token: null })
     if (await peer.opened.then(() => true, () => false)) return peer
     await turn()
   }
@@ -368,9 +365,11 @@ t.test('case 65: sockets that pass the guard together, and are slow behind it, a
   t.equal(codes.length, 7, 'and three wait')
 })
 
-t.test('an address that is not known does not count, and no address shares a place with it', async t => {
-  const { app } = await gated(t, { limits: { pendingPerIp: 1 } })
-  const sockets = [await app.injectWS('/first'), await app.injectWS('/first'), await app.injectWS('/first')]
+t.test('case 81: sockets without an address are not counted by it, and take no place of those that have one', async t => {
+  const { app, host } = await gated(t, { limits: { pendingPerIp: 1 } })
+  const sockets = [await app.injectWS('/first'), await app.injectWS('/first')]
+  await pendingAt(t, host)
+  t.equal((await upgrade(t, host, { path: '/first' })).status, 429)
   for (const socket of sockets) socket.terminate()
 })
 

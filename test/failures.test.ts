@@ -543,6 +543,12 @@ t.test('CASE 81: IPv6 is counted by /64, an IPv4 address written as IPv6 is that
   }
   for (const address of ['2001:db8:1:3::1', '2001:db8:1:1:ffff::1', '2001:db8::1', '192.0.2.8', '::192.0.2.7', 'fe80:0:0:1::1']) t.same(await guess(address), ['refused'], `${address} is another`)
   t.equal(server.alerts.length, 3)
+  // What a proxy passes on need not be an address.
+  for (const odd of ['unknown', 'x'.repeat(5000), '_hidden', '"quoted"']) {
+    for (let n = 0; n < 3; n++) t.same(await guess(odd), ['refused'], odd.slice(0, 10))
+    t.ok(isThrottled(await guess(odd)), odd.slice(0, 10))
+  }
+  t.same(await guess(`${'x'.repeat(4999)}y`), ['refused'])
 })
 
 t.test('CASE 81: X-Forwarded-For without trustProxy changes nothing, and every address of a socket counts by itself', async t => {

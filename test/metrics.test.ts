@@ -1,12 +1,10 @@
-/** The numbers that Prometheus scrapes, each moved by real traffic, and the verification as a TracingChannel. */
-import { AsyncLocalStorage } from 'node:async_hooks'
-import { tracingChannel } from 'node:diagnostics_channel'
+/** The numbers that Prometheus scrapes, each moved by real traffic. */
 import type { FastifyInstance } from 'fastify'
 import { AggregatorRegistry, Counter, Registry, type OpenMetricsContentType } from 'prom-client'
 import t, { type Test } from 'tap'
 import type { HybridAuthOptions, Identity, RouteAuth } from '../lib/index.js'
 import { redisNode } from './cluster-suite.js'
-import { build, goodToken, inSeconds, JWT, SECRET, SESSION, SESSION_SECRET, signHs256, upgrade, type Server, type ServerOptions } from './helpers.js'
+import { build, goodToken, inSeconds, JWT, SECRET, signHs256, upgrade, type Server, type ServerOptions } from './helpers.js'
 import { eventually, lookNow, setClock } from './live.js'
 import { connect as connectRedis, needsRedis, startRedis } from './redis.js'
 import { driverOf, untyped, updateOf } from './revoking.js'
@@ -409,9 +407,15 @@ const COUNTERS = [
 ]
 const GAUGES = ['connections', 'pending_sockets', 'queued_frames', 'cluster_connected', 'cluster_lag_seconds', 'cluster_queued', 'revocations']
 const HISTOGRAMS = ['verify_seconds', 'revocation_seconds']
-const typesOf = (suffix: string): Record<string, string> => Object.fromEntries([
-  ...COUNTERS.map(name => [`hybrid_auth_${name}${suffix}`, 'counter']), ...GAUGES.map(name => [`hybrid_auth_${name}`, 'gauge']), ...HISTOGRAMS.map(name => [`hybrid_auth_${name}`, 'histogram'])
-])
+
+/** @param suffix of counters */
+function typesOf (suffix: string): Record<string, string> {
+  const types: Record<string, string> = {}
+  for (const name of COUNTERS) types[`hybrid_auth_${name}${suffix}`] = 'counter'
+  for (const name of GAUGES) types[`hybrid_auth_${name}`] = 'gauge'
+  for (const name of HISTOGRAMS) types[`hybrid_auth_${name}`] = 'histogram'
+  return types
+}
 
 t.test('a scrape is well-formed, in both formats, and as JSON', async t => {
   const { app, host, registry, open } = await metered(t)
@@ -529,133 +533,4 @@ t.test('no label holds a user, a token, an address or anything else that a clien
     for (const [, value = ''] of name.matchAll(/="([^"]*)"/g)) t.match(value, /^(?:[a-z_]+|\d{4}|[\d.]+|\+Inf)$/)
   }
   t.ok(series.size < 100, `${series.size} series`)
-})
-
-interface Traced { message: string, requestId: string, route: string, credential: string, outcome?: string }
-const channel = tracingChannel<string, Traced>('fastify-hybrid-auth:verify')
-
-/** Everything that is told of verifications, as it was at the time. */
-function traced (t: Test): Traced[] {
-  const seen: Traced[] = []
-  const keep = (message: string) => (context: object) => { seen.push({ message, ...context } as Traced) }
-  const handlers = { start: keep('start'), end: keep('end'), asyncStart: keep('asyncStart'), asyncEnd: keep('asyncEnd'), error: keep('error') }
-  channel.subscribe(handlers)
-  t.teardown(() => { channel.unsubscribe(handlers) })
-  return seen
-}
-
-const naming = { fastify: { genReqId: ({ headers: { 'x-id': id } }: { headers: Record<string, unknown> }) => typeof id === 'string' ? id : 'unnamed' } }
-const named = (id: string, { headers = {} }: { headers?: Record<string, string> } = bearer()) => ({ headers: { ...headers, 'x-id': id } })
-
-t.test('a verification that needs to wait for nothing begins and ends, with its outcome', async t => {
-  const { host } = await metered(t, naming)
-  const seen = traced(t)
-  const rows: Array<[id: string, credential: string, outcome: string, headers: Record<string, string>]> = [
-    ['good', 'token', 'jwt', bearer().headers], ['forged', 'token', 'FST_HYBRID_AUTH_INVALID_TOKEN', bearer(forged()).headers],
-    ['old', 'token', 'FST_HYBRID_AUTH_EXPIRED_TOKEN', bearer(goodToken({ exp: 1 })).headers], ['nothing', 'none', 'FST_HYBRID_AUTH_MISSING_CREDENTIALS', {}]
-  ]
-  for (const [requestId, credential, outcome, headers] of rows) {
-    await ask(host, '/me', named(requestId, { headers }))
-    const about = { requestId, route: '/me', credential }
-    t.strictSame(seen.splice(0), [{ message: 'start', ...about }, { message: 'end', ...about, outcome }])
-  }
-})
-
-t.test('a verification that waits goes on later, and has its outcome then', async t => {
-  const { host, session, open } = await metered(t, { ...naming, auth: { jwt: { ...JWT, key: async () => SECRET }, session: { user: async (stored: { user?: Identity }) => stored.user ?? null } } })
-  const sent = await ask(host, '/ticket', { method: 'POST', ...bearer() })
-  const bob = await ask(host, '/ticket', { method: 'POST', headers: session('s1').headers as Record<string, string> })
-  const seen = traced(t)
-  const isWhole = (requestId: string, route: string, credential: string, outcome: string) => {
-    const about = { requestId, route, credential }
-    t.strictSame(seen.splice(0), [
-      { message: 'start', ...about }, { message: 'end', ...about }, { message: 'asyncStart', ...about, outcome }, { message: 'asyncEnd', ...about, outcome }
-    ], `${credential}: ${outcome}`)
-  }
-  await ask(host, '/me', named('good'))
-  isWhole('good', '/me', 'token', 'jwt')
-  await ask(host, '/me', named('forged', bearer(forged())))
-  isWhole('forged', '/me', 'token', 'FST_HYBRID_AUTH_INVALID_TOKEN')
-  const { headers } = session('s1')
-  const peer = await open({ token: null, headers: { ...headers as Record<string, string>, 'x-id': 'bob' } })
-  isWhole('bob', '/app', 'session', 'session')
-  await connected(t, host, { path: `/app?ticket=${sent.body}`, ...named('ticket', {}), token: null })
-  await connected(t, host, { path: `/app?ticket=${bob.body}`, ...named('ticket', { headers: { origin: `http://${host}` } }), token: null })
-  t.match(seen.splice(0).map(({ message, credential, outcome }) => [message, credential, outcome]), [
-    ['start', 'ticket', undefined], ['end', 'ticket', 'jwt'],
-    ['start', 'ticket', undefined], ['end', 'ticket', undefined], ['asyncStart', 'ticket', 'session'], ['asyncEnd', 'ticket', 'session']
-  ])
-  peer.send(JSON.stringify(updateOf(goodToken())))
-  await peer.closed
-  isWhole('bob', '/app', 'token', 'jwt')
-})
-
-t.test('a dependency that fails is an outcome, and no error', async t => {
-  const { host } = await metered(t, { auth: { jwt: { ...JWT, key: async () => { throw new Error('down') } } } })
-  const seen = traced(t)
-  await ask(host, '/me', bearer())
-  t.match(seen.at(-1), { message: 'asyncEnd', outcome: 'FST_HYBRID_AUTH_UNAVAILABLE' })
-  t.notOk(seen.some(({ message }) => message === 'error'))
-})
-
-t.test('what a subscriber binds to the start is there in everything that is asked, and nowhere else', async t => {
-  const spans = new AsyncLocalStorage<string>()
-  const seen: string[] = []
-  const look = (where: string) => { seen.push(`${where}: ${spans.getStore() ?? 'nothing'}`) }
-  const store = new MapStore().put('s1', { user: BOB, cookie: {} })
-  const { host } = await metered(t, {
-    ...naming,
-    auth: {
-      jwt: {
-        ...JWT,
-        async key () {
-          look('key')
-          await new Promise(resolve => { setImmediate(resolve) })
-          return SECRET
-        },
-        user ({ sub = '' }) {
-          look('user')
-          return { userId: sub }
-        }
-      },
-      session: {
-        ...SESSION,
-        secret: SESSION_SECRET,
-        store: {
-          get (sessionId: string, callback: (error: unknown, session?: unknown) => void) {
-            look('store')
-            store.get(sessionId, callback)
-          }
-        }
-      }
-    },
-    routes (app) {
-      app.get('/here', { auth: { check () { look('rule'); return true } } }, async () => { look('handler') })
-    }
-  })
-  channel.start.bindStore(spans, ({ requestId }) => `span of ${requestId}`)
-  t.teardown(() => { channel.start.unbindStore(spans) })
-  await Promise.all([ask(host, '/here', named('one')), ask(host, '/here', named('two'))])
-  t.same(seen.splice(0).sort(), [
-    'handler: nothing', 'handler: nothing', 'key: span of one', 'key: span of two', 'rule: nothing', 'rule: nothing', 'user: span of one', 'user: span of two'
-  ])
-  await ask(host, '/here', named('three', { headers: { cookie: cookieFor('s1') } }))
-  t.same(seen.filter(one => one.startsWith('store')), ['store: span of three'])
-})
-
-t.test('a subscriber costs no change of behaviour', async t => {
-  const { host, open, session } = await metered(t)
-  const run = async () => {
-    const answers = []
-    for (const init of [bearer(), bearer(forged()), {}, bearer(goodToken({ exp: 1 }))]) answers.push((await ask(host, '/me', init)).status)
-    for (const options of [{ path: '/live', ...bearer() }, { path: '/app?ticket=x' }]) answers.push((await upgrade(t, host, options)).status)
-    const peer = await open(session('s1'))
-    peer.send('x')
-    await peer.heard.reach(1)
-    return [...answers, peer.heard.all]
-  }
-  const before = await run()
-  const seen = traced(t)
-  t.same(await run(), before)
-  t.equal(seen.filter(({ message }) => message === 'start').length, 7)
 })

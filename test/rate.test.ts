@@ -721,7 +721,7 @@ t.test('Redis hangs: messages wait no longer than its timeout, none is lost or o
     say(pair, numbered(80))
     await judged(81, pair)
     t.same(pair.there.received, ['first', ...numbered(80)], `with a handshakeTimeout of ${handshakeTimeout}`)
-    t.ok(performance.now() - started < 8 * SHORT.timeout, 'and by then it was known to be away')
+    t.ok(performance.now() - started < 20 * SHORT.timeout, 'and by then it was known to be away')
     redis.resume()
     await eventually('it is back', () => node.status().connected, 15_000)
   }
