@@ -9,7 +9,7 @@ import { needsRedis, startRedis } from './redis.js'
 import { driverOf, Hold, updateOf } from './revoking.js'
 import { ask, cookieFor, rawAnswer } from './stores.js'
 import { get } from './ways.js'
-import { authFrame, connect, connected, type Peer } from './wire.js'
+import { authFrame, connect, connected } from './wire.js'
 
 const BOB: Identity = { userId: 'bob', permissions: [] }
 const NOBODY = { userId: null, authType: null, via: null }

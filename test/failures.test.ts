@@ -17,7 +17,7 @@ import hybridAuth, { type AuditEvent, type HybridAuthOptions } from '../lib/inde
 import { goodClaims, goodToken, inSeconds, JWT, SECRET, SESSION, SESSION_SECRET, signHs256, signRaw, upgrade, type Upgrade } from './helpers.js'
 import { HOUR, setClock } from './live.js'
 import { driverOf, untyped } from './revoking.js'
-import { ask, codeOf, cookieFor, liveRoutes, MapStore, serve, type Answer } from './stores.js'
+import { ask, codeOf, cookieFor, liveRoutes, MapStore, never, serve, type Answer } from './stores.js'
 import { authFrame, connected, updateFrame } from './wire.js'
 
 const TOO_MANY = 'FST_HYBRID_AUTH_TOO_MANY_FAILURES'
@@ -634,6 +634,17 @@ t.test('what is refused for another reason is not told to wait for the window of
   t.match(await server.open('192.0.2.1', { path: '/first', headers: { cookie: forgedCookie(), origin: `http://${server.host}` } }), { status: 503, headers: { 'retry-after': '5' } }, 'no room to wait')
   server.store.get = (_id, callback) => { callback(new Error('the store is down')) }
   t.match(await server.open('192.0.2.1', { headers: both }), { status: 503, headers: { 'retry-after': '5' } }, 'the store is down')
+})
+
+t.test('a cluster that cannot count lets nobody in for it, and keeps nobody out who is good', async t => {
+  const strikes = { throws () { throw new Error('no table') }, rejects: () => Promise.reject(new Error('no table')), hangs: () => never<never>() }
+  for (const [what, strike] of Object.entries(strikes)) {
+    const server = await guarded(t, { auth: { cluster: driverOf(() => ({ strike })), handshakeTimeout: 50 } })
+    for (let n = 0; n < 3; n++) t.match(await server.get('192.0.2.1', bearer(forged())), { status: 503, body: /UNAVAILABLE/ }, what)
+    t.same(await firstMessage(t, server, '192.0.2.1'), ['4012 {"code":"unavailable","action":"retry","retryAfterMs":5000}'], what)
+    t.same(ofAnswer(await server.get('192.0.2.1', bearer(lasting()))), ['passed'], what)
+    t.same(server.alerts, [])
+  }
 })
 
 t.test('a request counts once, however many rules it has to meet', async t => {
