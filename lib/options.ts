@@ -224,11 +224,12 @@ export function parseRule (given: Rule | undefined): ParsedRouteRule {
 
 /**
  * A route's `auth` option; null where it opens the route.
+ * @param where which route it is, for the error
  * @throws FST_HYBRID_AUTH_INVALID_OPTION, also for what only a socket has on an HTTP route
  */
-export function parseRouteAuth (given: RouteAuth, isSocket: boolean): ParsedRouteRule | null {
+export function parseRouteAuth (given: RouteAuth, isSocket: boolean, where?: string): ParsedRouteRule | null {
   if (given === false) return null
   const rule = given === true ? {} : typeof given === 'function' ? { check: given } : given
-  if (!isSocket) parse(httpRouteRule, rule, 'auth')
-  return parse(socketRouteRule, rule, 'auth')
+  if (!isSocket) parse(httpRouteRule, rule, 'auth', where)
+  return parse(socketRouteRule, rule, 'auth', where)
 }

@@ -59,3 +59,13 @@ export interface Network {
 }
 
 export const networkOf = (request: FastifyRequest): Network => request
+
+/** As pages have it in their origin. Some proxies say `wss` of an upgrade, and a scheme has no case (RFC 3986 §3.1). */
+export function schemeOf (request: FastifyRequest): string {
+  const { protocol = 'http' } = networkOf(request)
+  switch (protocol.toLowerCase()) {
+    case 'https': case 'wss': return 'https'
+    case 'http': case 'ws': return 'http'
+    default: return protocol
+  }
+}

@@ -19,7 +19,7 @@ export const oneOf = <const Choices extends readonly [string, ...string[]]>(choi
 export const fn = <F>() => v.custom<F>(given => typeof given === 'function', 'must be a function')
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the path, which begins with `under` */
-export function parse<Schema extends v.GenericSchema> (schema: Schema, given: unknown, under: string): v.InferOutput<Schema> {
+export function parse<Schema extends v.GenericSchema> (schema: Schema, given: unknown, under: string, where?: string): v.InferOutput<Schema> {
   const result = v.safeParse(schema, given)
   if (result.success) return result.output
   // A name that is mistyped explains the one that is missing.
@@ -27,7 +27,8 @@ export function parse<Schema extends v.GenericSchema> (schema: Schema, given: un
   const { issue, path: steps } = issues.find(found => isUnknownName(found.issue)) ?? issues[0] ?? { issue: result.issues[0], path: [] }
   const path = [under, ...steps].filter(part => part !== '').join('.')
   const isMissing = issue.type === 'strict_object' && issue.received === 'undefined'
-  throw invalidOption(path === '' ? 'options' : path, isUnknownName(issue) ? 'is not an option' : isMissing ? 'is required' : issue.type === 'strict_object' ? 'must be an object' : issue.message)
+  const why = isUnknownName(issue) ? 'is not an option' : isMissing ? 'is required' : issue.type === 'strict_object' ? 'must be an object' : issue.message
+  throw invalidOption(path === '' ? 'options' : path, where === undefined ? why : `${why} (${where})`)
 }
 
 interface Found {

@@ -57,7 +57,8 @@ export type AuditEvent =
   | (WhoAudit & { readonly type: 'authenticated' })
   | (WhoAudit & { readonly type: 'fallback', /** Why the bearer was refused. */ readonly code: AuthErrorCode })
   | (MaybeWhoAudit & Enforced & { readonly type: 'refused' })
-  | Plain<'refreshed' | 'identity_changed' | 'expired' | 'permissions_changed' | 'message_refused'>
+  | Plain<'refreshed' | 'identity_changed' | 'expired' | 'message_refused'>
+  | (ConnectionAudit & { readonly type: 'permissions_changed', /** As they are now. */ readonly permissions: readonly string[] })
   | (ConnectionAudit & {
     readonly type: 'revoked'
     /** Of the revocation. */

@@ -81,7 +81,7 @@ export interface Cluster {
    */
   acquire (lease: Lease, limits: readonly number[], evicts: boolean): Maybe<readonly string[] | null>
   release (lease: Lease): void
-  /** Takes from every bucket or from none. @returns 0, or how long to wait, in milliseconds */
+  /** Takes from every bucket or from none. @returns 0, or how long to wait, in milliseconds; Infinity: for ever */
   spend (debits: readonly Debit[]): Maybe<number>
   /** Counts a failure under each of the names. */
   strike (names: readonly string[], window: Window): Maybe<Strike>

@@ -69,7 +69,6 @@ export class ClusterNode implements ClusterMember {
     this.#settings = { retention: revocations.retention, clockTolerance: jwt?.clockTolerance ?? 0 }
     this.cluster = cluster.join(this)
     known.isComplete = this.cluster.isConnected
-    const onReported: Auditor['reported'] = (request, code) => { audit.reported(request, code) }
     this.limits = limits.connections === undefined && limits.connects === undefined
       ? null
       : new ConnectionLimits(limits, {
@@ -77,7 +76,7 @@ export class ClusterNode implements ClusterMember {
         nodeId: this.id,
         evict: leases => { this.#evict(leases) },
         isReportOnly: limit => report.includes(limit),
-        onReported
+        onReported: (request, code, auth) => { audit.reported(request, code, auth) }
       })
     this.failures = failures === false
       ? null
@@ -85,7 +84,7 @@ export class ClusterNode implements ClusterMember {
         cluster: this.cluster,
         isReportOnly: report.includes('failures'),
         onSuspected: (request, by, claimed) => { audit.bruteForceSuspected(request, by, claimed) },
-        onReported,
+        onReported: (request, code) => { audit.reported(request, code, null) },
         onBlocked: (address, ms) => { this.order({ type: 'block', address, ms }, { awaits: false }).catch(() => {}) }
       })
   }

@@ -26,7 +26,8 @@ export class RedisCounts {
   async spend (debits: readonly Debit[]): Promise<number> {
     const args = debits.flatMap(({ cost, rate: { capacity, refillPerSecond } }) => [String(cost), String(capacity), String(refillPerSecond)])
     const reply = await this.#run(SPEND, debits.map(({ key }) => this.#keys.bucket(key)), args)
-    return typeof reply === 'number' ? reply : this.#buckets.spend(debits)
+    if (typeof reply !== 'number') return this.#buckets.spend(debits)
+    return reply < 0 ? Infinity : reply
   }
 
   async strike (names: readonly string[], { max, window }: Window): Promise<Strike> {

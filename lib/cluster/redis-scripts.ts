@@ -112,7 +112,7 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])`)
 /**
  * Takes from every bucket or from none.
  * KEYS the buckets · ARGV cost, capacity and refill a second of each
- * → ms to wait; 0: taken
+ * → ms to wait; 0: taken; -1: more than a bucket ever holds
  */
 export const SPEND = script(`
 local time = redis.call('TIME')
@@ -132,7 +132,8 @@ for i = 1, #KEYS do
   tokens[i] = math.min(capacity, (tonumber(kept[1]) or capacity) + passed * refill / 1000)
   -- Sums of fractions are off by less than this part.
   if cost - tokens[i] > math.max(cost, 1) * 1e-9 then
-    wait = math.max(wait, math.ceil((math.min(cost, capacity) - tokens[i]) / refill * 1000 * (1 - 1e-9)), 1)
+    if cost > capacity then return -1 end
+    wait = math.max(wait, math.ceil((cost - tokens[i]) / refill * 1000 * (1 - 1e-9)), 1)
   end
 end
 for i = 1, #KEYS do

@@ -68,6 +68,7 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
   }
   const full = hub.pending.refusalOf(request)
   if (full !== null) {
+    hub.audit.tally.limited('pending', true)
     hub.audit.refused(request, full, null)
     closeSocket(socket, ERRORS[full].close, closeCodes)
     return
@@ -113,7 +114,7 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
     connection.place = place
     place.onEvicted = () => {
       hub.audit.limited(connection, 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS', true)
-      hub.audit.tally.limited('too_many_connections', true)
+      hub.audit.tally.limited('connections', true)
       closeConnection(connection, 'TooManyConnections', EVICTED)
     }
   }

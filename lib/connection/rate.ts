@@ -1,6 +1,6 @@
 /** What follows when more comes than a route allows. */
 import { now } from './clock.js'
-import { closeConnection } from './closing.js'
+import { closeConnection, RETRY_AFTER } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
 import { byteLengthOf } from './message.js'
@@ -20,11 +20,12 @@ export function isLimited (connection: GuardedConnection, retryAfterMs: number):
   const isReportOnly = hub.settings.report.includes('rate')
   // One event for each that begins, and not one for each message: there are too many.
   if (rate?.refuse(now()) === 1) hub.audit.limited(connection, 'FST_HYBRID_AUTH_RATE_LIMITED', !isReportOnly)
-  hub.audit.tally.limited('rate_limited', !isReportOnly)
+  hub.audit.tally.limited('rate', !isReportOnly)
   if (isReportOnly) return false
-  if (rate?.isPersistent === true) closeConnection(connection, 'RateLimited', { retryAfterMs })
-  else if (connection.speaks) {
-    sendFrame(socket, { type: 'error', code: 'rate_limited', message: 'Too much came in too short a time', action: 'retry', retryAfterMs })
-  }
+  const isHopeless = retryAfterMs === Infinity
+  if (rate?.isPersistent === true) closeConnection(connection, 'RateLimited', { retryAfterMs: isHopeless ? RETRY_AFTER : retryAfterMs })
+  else if (!connection.speaks) return true
+  else if (isHopeless) sendFrame(socket, { type: 'error', code: 'too_large', message: 'This message is larger than any may be', action: 'none' })
+  else sendFrame(socket, { type: 'error', code: 'rate_limited', message: 'Too much came in too short a time', action: 'retry', retryAfterMs })
   return true
 }

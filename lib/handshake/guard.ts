@@ -11,7 +11,7 @@ import { withoutToken } from '../observe/redaction.js'
 import type { ParsedOptions, ParsedRouteRule } from '../options.js'
 import type { Place } from '../policy/limits.js'
 import { compileRequirements } from '../policy/requirements.js'
-import { admitUpgrade, contextOf, networkOf, setContext } from '../request.js'
+import { admitUpgrade, contextOf, networkOf, schemeOf, setContext } from '../request.js'
 import type { Chain, FaultReporter } from '../verify/chain.js'
 import { revokedAs } from '../verify/context.js'
 import { createCredentialFinder } from './credentials.js'
@@ -95,10 +95,9 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     /** null: nobody, on a route where that is allowed. */
     function admit (request: FastifyRequest, found: Found): Maybe<Verdict> {
       if (request.ws && (hub.isDraining || hub.isIsolated)) return UNAVAILABLE
-      if (request.ws && options.requireTls && !isTls(request) && !isOnlyReported(request, 'tls', TLS_REQUIRED)) return TLS_REQUIRED
       return whenReady(contextOf(request) ?? identify(request, found), (outcome): Maybe<Verdict> => {
         if (!isRefusal(outcome) || !isAnonymous(outcome, found)) return outcome
-        if (isSocket && request.ws && rule.firstMessage !== 0) return hub.pending.refusalOf(request) ?? PENDING
+        if (isSocket && request.ws && rule.firstMessage !== 0) return noRoom(request) ?? PENDING
         return rule.optional ? null : outcome
       })
     }
@@ -112,10 +111,16 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     }
   }
 
+  function noRoom (request: FastifyRequest): Refusal | null {
+    const refusal = hub.pending.refusalOf(request)
+    if (refusal !== null) audit.tally.limited('pending', true)
+    return refusal
+  }
+
   /** Whether what is refused here would only be refused, had the operator not asked to try it out first. */
   function isOnlyReported (request: FastifyRequest, what: 'origin' | 'tls', code: Refusal): boolean {
     if (!options.report.includes(what)) return false
-    audit.reported(request, code)
+    audit.reported(request, code, null)
     return true
   }
 
@@ -129,6 +134,7 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
 
   function identify (request: FastifyRequest, found: Found): Maybe<AuthContext | Refusal> {
     const { origin } = request.headers
+    if (request.ws && options.requireTls && !isTls(request) && !isOnlyReported(request, 'tls', TLS_REQUIRED)) return TLS_REQUIRED
     // Browsers send cookies along to any socket, and Origin with every one: whoever sends one is held to it.
     if (request.ws && origin !== undefined && !isSameOrAllowed(request) && !isOnlyReported(request, 'origin', ORIGIN_REFUSED)) return ORIGIN_REFUSED
     if (isRefusal(found)) return found
@@ -148,14 +154,14 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
 
   function isSameOrAllowed (request: FastifyRequest): boolean {
     const { origin } = request.headers
-    const { protocol = 'http', host = '' } = networkOf(request)
-    return origin !== undefined && isAllowedOrigin(origin, protocol, host)
+    const { host = '' } = networkOf(request)
+    return origin !== undefined && isAllowedOrigin(origin, schemeOf(request), host)
   }
 
   /** A page's own `GET` carries no Origin, and its socket does: the server's. */
   function isOwn (request: FastifyRequest, origin: string): boolean {
-    const { protocol = 'http', host = '' } = networkOf(request)
-    return isOwnOrigin(origin, protocol, host)
+    const { host = '' } = networkOf(request)
+    return isOwnOrigin(origin, schemeOf(request), host)
   }
 }
 
@@ -171,7 +177,7 @@ function isAnonymous (refusal: Refusal, found: Found): boolean {
 
 /** Behind a proxy as Fastify's `trustProxy` has it. */
 function isTls (request: FastifyRequest): boolean {
-  return networkOf(request).protocol === 'https'
+  return schemeOf(request) === 'https'
 }
 
 function hasTicket ({ query }: FastifyRequest): boolean {

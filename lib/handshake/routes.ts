@@ -1,6 +1,5 @@
 /** Puts the guard into each route as it is declared. */
 import type { FastifyInstance, RouteOptions } from 'fastify'
-import type { RouteAuth } from '../../types/rules.js'
 import { authError } from '../errors.js'
 import { parseRouteAuth, type ParsedOptions, type ParsedRouteRule } from '../options.js'
 import { admitUpgrade } from '../request.js'
@@ -19,7 +18,7 @@ export function guardRoutes (app: FastifyInstance, guard: ParsedOptions['guard']
     const isSocket = isWebSocketRoute(route)
     if (isSocket) withSockets.add(this)
     const { auth = isSocket && guard === 'all' } = route
-    const hook = hookFor(auth, isSocket, route.auth === undefined)
+    const hook = hookFor(parseRouteAuth(auth, isSocket, `${String(route.method)} ${route.url}`), isSocket, route.auth === undefined)
     if (hook !== null) route.onRequest = [hook, ...[route.onRequest ?? []].flat()]
   })
 
@@ -32,8 +31,7 @@ export function guardRoutes (app: FastifyInstance, guard: ParsedOptions['guard']
     }
   })
 
-  function hookFor (auth: RouteAuth, isSocket: boolean, isDefault: boolean): GuardHook | null {
-    const rule = parseRouteAuth(auth, isSocket)
+  function hookFor (rule: ParsedRouteRule | null, isSocket: boolean, isDefault: boolean): GuardHook | null {
     if (rule === null) return isSocket ? passOpen : null
     const check = createGuard(rule, isSocket)
     // A route that serves both, and says nothing of `auth`, guards its socket only: HTTP opts in.

@@ -4,7 +4,8 @@ import { EventEmitter } from 'node:events'
 import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
 import type { AuditEvent } from '../../types/audit.js'
 import type { AuthContext } from '../../types/context.js'
-import { ERRORS, type AuthErrorCode } from '../errors.js'
+import type { Reportable } from '../../types/options.js'
+import type { AuthErrorCode } from '../errors.js'
 import { adopt } from '../maybe.js'
 import { networkOf } from '../request.js'
 import { excerpt } from './redaction.js'
@@ -50,6 +51,14 @@ const LINES: Readonly<Record<EventType, readonly [level: Level, message: string]
   cluster_recovered: ['info', 'the other nodes can be reached again']
 }
 
+/** Which limit refuses a handshake, or a refresh, with a code: by the name that the option `report` has for it. */
+const LIMITS: Readonly<Partial<Record<AuthErrorCode, Reportable>>> = {
+  FST_HYBRID_AUTH_ORIGIN_REFUSED: 'origin',
+  FST_HYBRID_AUTH_TLS_REQUIRED: 'tls',
+  FST_HYBRID_AUTH_TOO_MANY_FAILURES: 'failures',
+  FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS: 'connections',
+  FST_HYBRID_AUTH_RATE_LIMITED: 'connects'
+}
 const EVICTED: AuthErrorCode = 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS'
 /** How long the last events are waited for when the application closes, in milliseconds. */
 const FLUSH = 5000
@@ -75,7 +84,8 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     const [level, message] = LINES[type]
     sink?.push(event)
     channels[type]?.publish(event)
-    if (isLogged(type, logger)) quietly(() => { logger[level]({ hybridAuth: event }, message) })
+    const isReported = 'enforced' in event && !event.enforced
+    if (isLogged(type, logger)) quietly(() => { logger[level]({ hybridAuth: event }, isReported ? `only reported: ${message}` : message) })
     // One by one: one that fails must not keep it from those behind it.
     for (const listener of (events as EventEmitter).rawListeners(type)) quietly(() => Reflect.apply(listener, events, [event]))
   }
@@ -107,13 +117,15 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     /** @param auth who it was, where that was known already */
     refused (request: FastifyRequest, code: AuthErrorCode, auth: AuthContext | null): void {
       tally.handshake(isSocket(request), labelOf(code))
-      if (ERRORS[code].status === 429) tally.limited(labelOf(code), true)
+      const limit = LIMITS[code]
+      // A place among those that wait is counted where it is refused.
+      if (limit !== undefined && (limit !== 'connections' || auth !== null)) tally.limited(limit, true)
       tellAt('refused', request, () => ({ code, enforced: true, ...whoMayBe(auth) }))
     },
     /** What would have been refused, were that not only reported. */
-    reported (request: FastifyRequest, code: AuthErrorCode): void {
-      tally.limited(labelOf(code), false)
-      tellAt('refused', request, () => ({ code, enforced: false, ...whoMayBe(null) }))
+    reported (request: FastifyRequest, code: AuthErrorCode, auth: AuthContext | null): void {
+      tally.limited(LIMITS[code] ?? labelOf(code), false)
+      tellAt('refused', request, () => ({ code, enforced: false, ...whoMayBe(auth) }))
     },
     bruteForceSuspected (request: FastifyRequest, by: EventOf<'brute_force_suspected'>['by'], claimed: EventOf<'brute_force_suspected'>['claimed']): void {
       tally.bruteForces++
@@ -124,7 +136,7 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     },
     /** One that had to go for another before its handler ran. */
     evicted (request: FastifyRequest, auth: AuthContext): void {
-      tally.limited('too_many_connections', true)
+      tally.limited('connections', true)
       tellAt('limited', request, () => ({ code: EVICTED, enforced: true, connectionId: null, ...whoIs(auth) }))
     },
 
@@ -134,7 +146,7 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     },
     refreshRefused (connection: Audited, code: AuthErrorCode): void {
       tally.refreshes.add(labelOf(code))
-      if (ERRORS[code].status === 429) tally.limited(labelOf(code), true)
+      if (LIMITS[code] !== undefined) tally.limited(LIMITS[code], true)
       tellOf('refresh_refused', connection, { code })
     },
     identityChanged (connection: Audited): void {
@@ -149,7 +161,7 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
       tally.messagesRefused++
       tellOf('message_refused', connection, {})
     },
-    permissionsChanged (connection: Audited): void { tellOf('permissions_changed', connection, {}) },
+    permissionsChanged (connection: Audited): void { tellOf('permissions_changed', connection, { permissions: connection.context.permissions }) },
     revoked (connection: Audited, { reason, id }: { readonly reason: string, readonly id: string | null }): void {
       tally.revoked++
       tellOf('revoked', connection, { reason, commandId: id })

@@ -31,7 +31,7 @@ export class Bucket {
     this.#at = time
   }
 
-  /** Refills, and says in how many milliseconds there will be enough; 0: there is. Nothing is taken. */
+  /** Refills, and says in how many milliseconds there will be enough; 0: there is; Infinity: there never will. Nothing is taken. */
   wait (cost: number, time: number): number {
     const { capacity, refillPerSecond } = this.#rate
     // A clock that was set back refills nothing, and does not keep the bucket from being refilled later.
@@ -39,8 +39,7 @@ export class Bucket {
     this.#at = time
     const missing = cost - this.#tokens
     if (missing <= Math.max(cost, 1) * ROUNDING) return 0
-    // For what is more than the bucket holds there is no time that would do: until it is full is as long as anybody waits.
-    return Math.max(1, Math.ceil((Math.min(missing, capacity - this.#tokens) / refillPerSecond * 1000) * (1 - ROUNDING)))
+    return cost > capacity ? Infinity : Math.max(1, Math.ceil(missing / refillPerSecond * 1000 * (1 - ROUNDING)))
   }
 
   take (cost: number): void {
@@ -81,7 +80,7 @@ export class BucketTable {
     return bucket
   }
 
-  /** Takes from every bucket, or from none. @returns 0, or how long to wait, in milliseconds */
+  /** Takes from every bucket, or from none. @returns 0, or how long to wait, in milliseconds; Infinity: for ever */
   spend (debits: readonly Debit[]): number {
     const time = this.#now()
     const wait = Math.max(...debits.map(({ key, rate, cost }) => this.of(key, rate, time).wait(cost, time)))

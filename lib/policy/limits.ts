@@ -18,7 +18,7 @@ export interface LimitParts {
   readonly evict: (leases: readonly string[]) => void
   /** Limits that refuse nobody, and what they would have refused. */
   readonly isReportOnly: (limit: 'connections' | 'connects') => boolean
-  readonly onReported: (request: FastifyRequest, code: Refusal) => void
+  readonly onReported: (request: FastifyRequest, code: Refusal, auth: AuthContext) => void
 }
 
 const REFUSED: Refusal = 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS'
@@ -62,7 +62,7 @@ export class ConnectionLimits {
     return whenReady(this.#connect(request, auth), wait => {
       if (wait === 0) return this.#take(request, auth, net)
       if (this.#parts.isReportOnly('connects')) {
-        this.#parts.onReported(request, TOO_OFTEN)
+        this.#parts.onReported(request, TOO_OFTEN, auth)
         return this.#take(request, auth, net)
       }
       setRetryAfter(request, TOO_OFTEN, wait)
@@ -112,7 +112,7 @@ export class ConnectionLimits {
       if (evicted === null) {
         this.#taken.delete(place.lease.id)
         if (!isReportOnly) return REFUSED
-        this.#parts.onReported(request, REFUSED)
+        this.#parts.onReported(request, REFUSED, auth)
         return null
       }
       if (evicted.length > 0) this.#parts.evict(evicted)
