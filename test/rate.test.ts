@@ -89,7 +89,8 @@ class ExactBucket {
     this.#units = Math.min(this.#full, this.#units + Math.max(0, time - this.#at) * this.#refill)
     this.#at = time
     const units = cost * ExactBucket.#UNIT
-    return this.#units >= units ? 0 : Math.max(1, Math.ceil((Math.min(units, this.#full) - this.#units) / this.#refill))
+    if (this.#units >= units) return 0
+    return units > this.#full ? Infinity : Math.ceil((units - this.#units) / this.#refill)
   }
 
   take (cost: number): void {
@@ -170,7 +171,7 @@ t.test('a clock that is set back gives nothing and takes nothing, and the bucket
   t.equal(bucket.wait(1, 1000), 0)
   bucket.take(1)
   t.equal(bucket.wait(2, 10 * HOUR), 0, 'set forward it is full, and no fuller')
-  t.equal(bucket.wait(3, 20 * HOUR), 1)
+  t.equal(bucket.wait(3, 20 * HOUR), Infinity)
   t.ok(bucket.isFull(20 * HOUR))
 })
 
@@ -259,6 +260,7 @@ t.test('bytes: counted as they come over the wire; what is larger than the bucke
   t.same(waits(pair), [250, 250])
   server.clock.move(HOUR)
   for (const tooLarge of [of(11), Buffer.alloc(5000, 'x')]) t.same(await send(pair, tooLarge), [], `${tooLarge.length} bytes`)
+  t.same(pair.peer.framesOf('error').slice(2), [1, 2].map(() => ({ type: 'error', code: 'too_large', message: 'This message is larger than any may be', action: 'none' })))
   t.same(await send(pair, Buffer.alloc(10, 'x')), [of(10)], 'which took nothing, and binary frames count the same')
   t.same(await send(pair, Buffer.from('x')), [])
 })
@@ -274,6 +276,16 @@ t.test('messages and bytes together: what one refuses takes nothing of the other
   t.same(await send(pair, 'a', 'b'), ['a'], 'one message, two bytes')
   server.clock.move(1000)
   t.same(await send(pair, of(3)), [of(3)], 'one byte was left')
+})
+
+t.test('who keeps on with what is too large is closed with 4008 like anybody, and told a time that is one', async t => {
+  for (const rate of [{ bytes: { capacity: 10, refillPerSecond: 4 } }, { perUser: { bytes: { capacity: 10, refillPerSecond: 4 }, shared: true } }]) {
+    const server = await rated(t, rate)
+    const pair = await server.open(as('alice'))
+    t.same(await send(pair, ...times(9, of(11)), 'x'), ['x'])
+    await send(pair, of(11))
+    t.same(await reasonOf(pair), [4008, { code: 'rate_limited', action: 'retry', retryAfterMs: 5000 }])
+  }
 })
 
 t.test('a fragmented message is one message of all its bytes, and pings are none', async t => {
@@ -377,7 +389,7 @@ t.test('one event for each episode, and every refusal in the metrics', async t =
   t.equal(server.limited(), 1, 'nothing was refused')
   await send(pair, 'c', 'd')
   t.equal(server.limited(), 2, 'and another began')
-  t.match(await registry.getSingleMetricAsString('hybrid_auth_limited_total'), 'hybrid_auth_limited_total{limit="rate_limited",enforced="true"} 7')
+  t.match(await registry.getSingleMetricAsString('hybrid_auth_limited_total'), 'hybrid_auth_limited_total{limit="rate",enforced="true"} 7')
 })
 
 t.test('a client at 0.9 of the rate is never refused, one at twice the rate is closed', async t => {
@@ -653,7 +665,7 @@ t.test('over Redis: bytes, a wait that is true, all or nothing, and keys that go
   const pair = await node.open(as('alice', { speaks: true }))
   say(pair, [of(10), of(11)])
   await judged(2, pair)
-  t.same(pair.there.received, [of(10)])
+  t.same([pair.there.received, waits(pair)], [[of(10)], ['too_large']])
   say(pair, [of(2)])
   await judged(3, pair)
   const wait = Number(waits(pair).at(-1))
