@@ -66,8 +66,8 @@ export type AuditEvent =
     /** What `revoke()` answered, on whichever node; null: nobody ordered it, the session was gone from its store. */
     readonly commandId: string | null
   })
-  /** `connectionId` is null for a connection that had to go for another before its handler ran. */
-  | (WhoAudit & Enforced & { readonly type: 'limited', readonly connectionId: string | null })
+  /** `connectionId` is null for a connection that had to go for another before its handler ran, and for a socket that is nobody's. */
+  | (MaybeWhoAudit & Enforced & { readonly type: 'limited', readonly connectionId: string | null })
   | (AuditBase & {
     readonly type: 'brute_force_suspected'
     /** By what it was noticed: too many failures from one address, or for one claimed identity. */
@@ -109,3 +109,19 @@ export type AuditEvent =
     /** How long it took from the first answer until everything missed was carried out, in milliseconds. */
     readonly converged: number
   })
+
+/**
+ * What subscribers of the TracingChannel `fastify-hybrid-auth:verify` are given. It holds no credential, and they may put
+ * what they like into it.
+ */
+export interface Verification {
+  readonly requestId: string
+  readonly route: string
+  /** What was verified: a bearer, a cookie, a ticket; `none` where nothing came. */
+  readonly credential: 'token' | 'session' | 'ticket' | 'none'
+  /**
+   * The `authType`, or the code of the refusal, also where a route lets nobody in, or waits for a first message. Set when it
+   * is known.
+   */
+  outcome?: string
+}

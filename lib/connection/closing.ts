@@ -64,7 +64,8 @@ export function finish (connection: GuardedConnection, code: number, reason: Buf
   }
   connection.isOpen = false
   wheel.remove(connection)
-  const shown = connection.closeCode === 0 ? code : connection.closeCode
+  // What the peer answers to a close is not why it was closed.
+  const shown = connection.closeCode || connection.ownCloseCode || code
   hub.audit.closed(connection, shown, closedBy(connection, code), now() - connection.startedAt)
   connection.announce('close', shown)
   return true
@@ -90,8 +91,8 @@ const BY: Readonly<Record<CloseName, ClosedBy>> = {
 const ABNORMAL = 1006
 
 /** Who ended it, so that expired tokens are not taken for a bad network. */
-function closedBy ({ closeCode, isClosedByApplication, route }: GuardedConnection, seen: number): ClosedBy {
-  if (closeCode === 0) return isClosedByApplication ? 'application' : seen === ABNORMAL ? 'network' : 'peer'
+function closedBy ({ closeCode, ownCloseCode, route }: GuardedConnection, seen: number): ClosedBy {
+  if (closeCode === 0) return ownCloseCode !== 0 ? 'application' : seen === ABNORMAL ? 'network' : 'peer'
   const { closeCodes } = route.hub.settings
   const name = NAMES.find(one => (closeCodes[one] ?? CLOSE[one].code) === closeCode)
   return name === undefined ? 'application' : BY[name]

@@ -61,7 +61,8 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   /** A message of the application came since its session was last extended. */
   isUsed = false
   isReading = false
-  isClosedByApplication = false
+  /** What the application closed the socket with, by the socket itself; 0: it did not. */
+  ownCloseCode = 0
   /** What we closed it with; 0 until then. */
   closeCode = 0
   failedRefreshes = 0
@@ -198,7 +199,7 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
     this.framesOut++
   }
 
-  closing (): void {
-    if (this.isOpen) this.isClosedByApplication = true
+  closing (code: number): void {
+    if (this.isOpen && this.ownCloseCode === 0) this.ownCloseCode = code
   }
 }

@@ -18,6 +18,7 @@ import { flush, holdEarly } from './gate.js'
 import type { Hub, RouteSettings } from './hub.js'
 import { isOver, lookAt, schedule } from './lifecycle.js'
 import { ReusableMessage } from './message.js'
+import { NOBODY, NobodysSocket } from './nobody.js'
 import { PendingSocket } from './pending.js'
 import { Registry } from './registry.js'
 import { SessionWatch } from './sessions.js'
@@ -42,10 +43,10 @@ export function createRouteSettings (hub: Hub, rule: ParsedRouteRule, meets: Req
 /**
  * Takes over a socket right after the 101. `run` is the application's handler; it runs once the connection is registered,
  * and never for one that ended meanwhile.
- * @param context null: the credential comes as the first message
+ * @param context null: the credential comes as the first message; {@link NOBODY}: none comes, on a route where that is allowed
  * @param place where connections are limited and this one is among them
  */
-export function accept (socket: Socket, net: Duplex, request: FastifyRequest, route: RouteSettings, context: AuthContext | null, place: Place | null, run: () => void): void {
+export function accept (socket: Socket, net: Duplex, request: FastifyRequest, route: RouteSettings, context: AuthContext | typeof NOBODY | null, place: Place | null, run: () => void): void {
   // Only a socket of our class can be guarded; another would pass every frame.
   if (!isGuarded(socket)) {
     socket.terminate()
@@ -54,12 +55,18 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
   const { hub } = route
   const { closeCodes, drain } = hub.settings
   if (place?.isEvicted === true) {
-    if (context !== null) hub.audit.evicted(request, context)
+    hub.audit.tally.limited('connections', true)
+    hub.audit.limitedAt(request, 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS', true, context === NOBODY ? null : context)
     closeSocket(socket, 'TooManyConnections', closeCodes, EVICTED)
     return
   }
   if (hub.isDraining) {
     closeSocket(socket, 'Draining', closeCodes, { retryAfterMs: someTimeIn(drain.window) })
+    return
+  }
+  if (context === NOBODY) {
+    setOwner(socket, new NobodysSocket(socket, request, route, place))
+    run()
     return
   }
   if (context !== null) {
@@ -105,9 +112,11 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
   setOwner(socket, connection)
   const { heartbeat } = hub.settings
   if (route.rate !== undefined) {
-    connection.rate = new MessageRate(route.rate, hub.rates, request.routeOptions.url ?? '', context, connection.startedAt)
+    const user = JSON.stringify([request.routeOptions.url, context.tenantId, context.userId])
+    connection.rate = new MessageRate(route.rate, hub.rates, user, connection.startedAt)
   }
   if (heartbeat !== false) connection.pingAt = connection.startedAt + heartbeat.interval
+  hub.audit.remember(request)
   hub.registry.add(connection)
   schedule(connection)
   if (place !== null) {

@@ -6,6 +6,9 @@ import type { FastifyInstance } from 'fastify'
 import { authError } from '../errors.js'
 import type { Socket as WebSocket } from '../request.js'
 
+/** Of a close frame without a code (RFC 6455 §7.4.1). */
+const NO_STATUS = 1005
+
 /** As `message` events carry it, by `binaryType`. */
 export type RawFrame = Buffer | ArrayBuffer | Buffer[] | Blob
 
@@ -24,7 +27,7 @@ export interface SocketOwner {
   /** A frame goes out, the application's or one of ours. */
   sent (): void
   /** The application, or we, close the socket before the peer did. */
-  closing (): void
+  closing (code: number): void
 }
 
 /** As the options of a server have it. */
@@ -102,7 +105,7 @@ export function guardedClass (Base: SocketClass): SocketClass {
 
     override close (code?: number, data?: string | Buffer): void {
       // ws answers the peer's close by this method too, and keeps in a member of its own that it came.
-      if (Reflect.get(this, '_closeFrameReceived') !== true) this[OWNER]?.closing()
+      if (Reflect.get(this, '_closeFrameReceived') !== true) this[OWNER]?.closing(code ?? NO_STATUS)
       super.close(code, data)
     }
 

@@ -3,6 +3,7 @@ import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from 'fast
 import type { AuthContext } from '../../types/context.js'
 import { accept, createRouteSettings } from '../connection/connections.js'
 import type { Hub } from '../connection/hub.js'
+import { NOBODY } from '../connection/nobody.js'
 import { settleWithin } from '../deadline.js'
 import { isRefusal, type Refusal } from '../errors.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
@@ -60,18 +61,19 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
       }
       let place: Place | null = null
       let who: AuthContext | null = null
+      const takePlace = (auth: AuthContext | null): Maybe<Verdict> => {
+        if (hub.limits === null || !isSocket || !request.ws) return auth
+        return whenReady(hub.limits.acquire(request, auth, networkOf(request).socket), taken => {
+          if (isRefusal(taken)) return taken
+          place = taken
+          return auth
+        })
+      }
       const admitted = attempt(() => whenReady(admit(request, takeCredential(request)), (admission): Maybe<Verdict> => {
+        if (admission === null) return takePlace(null)
         if (!isContext(admission)) return admission
         who = admission
-        return whenReady(meets(admission, request), (holds): Maybe<Verdict> => {
-          if (!holds) return 'FST_HYBRID_AUTH_FORBIDDEN'
-          if (hub.limits === null || !isSocket || !request.ws) return admission
-          return whenReady(hub.limits.acquire(request, admission, networkOf(request).socket), taken => {
-            if (isRefusal(taken)) return taken
-            place = taken
-            return admission
-          })
-        })
+        return whenReady(meets(admission, request), (holds): Maybe<Verdict> => holds ? takePlace(admission) : 'FST_HYBRID_AUTH_FORBIDDEN')
       }), failed)
       settleWithin<Verdict>(admitted, options.handshakeTimeout, UNAVAILABLE, given => {
         if (reply.sent || networkOf(request).socket?.destroyed === true) return
@@ -105,9 +107,11 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     function admitSocket (request: FastifyRequest, verdict: Exclude<Verdict, Refusal>, place: Place | null): void {
       // What is compressed is small on the wire only: a socket that owes its credential gets no room to unpack.
       if (verdict === PENDING) delete request.raw.headers['sec-websocket-extensions']
-      admitUpgrade(request.raw, verdict === null
+      // Nobody's socket is left alone where nothing is limited.
+      const isFree = verdict === null && place === null && rule.rate === undefined
+      admitUpgrade(request.raw, isFree
         ? null
-        : (socket, net, run) => { accept(socket, net, request, settings, verdict === PENDING ? null : verdict, place, run) })
+        : (socket, net, run) => { accept(socket, net, request, settings, verdict === null ? NOBODY : verdict === PENDING ? null : verdict, place, run) })
     }
   }
 

@@ -5,7 +5,7 @@ import type { FastifyInstance } from 'fastify'
 
 import { guardedClass } from '../connection/socket.js'
 import { authError } from '../errors.js'
-import { logFault } from '../observe/redaction.js'
+import { logFault } from '../observe/faults.js'
 import { admissionOf, admitUpgrade, type Socket } from '../request.js'
 import { composeHandleProtocols } from './subprotocol.js'
 

@@ -59,7 +59,8 @@ const LIMITS: Readonly<Partial<Record<AuthErrorCode, Reportable>>> = {
   FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS: 'connections',
   FST_HYBRID_AUTH_RATE_LIMITED: 'connects'
 }
-const EVICTED: AuthErrorCode = 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS'
+/** With a zone and a port. */
+const LONGEST_ADDRESS = 64
 /** How long the last events are waited for when the application closes, in milliseconds. */
 const FLUSH = 5000
 
@@ -69,8 +70,11 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
   const tally = new Tally()
   const sink = tell === undefined
     ? null
-    : new Sink(tell, () => {
-      if (tally.auditDropped++ === 0) log.warn('audit events are dropped: the audit function does not keep up')
+    : new Sink(tell, count => {
+      if (count > 0 && tally.auditDropped === 0) log.warn('audit events are dropped: the audit function does not keep up')
+      tally.auditDropped += count
+    }, () => {
+      if (tally.auditFailed++ === 0) log.warn('the audit function fails: what it throws is ignored')
     })
   const channels = Object.fromEntries(Object.keys(LINES).map(type => [type, channel(`fastify-hybrid-auth:${type}`)]))
 
@@ -134,10 +138,13 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
         claimed: claimed === null ? null : { userId: excerpt(claimed.userId), issuer: claimed.issuer === null ? null : excerpt(claimed.issuer) }
       }))
     },
-    /** One that had to go for another before its handler ran. */
-    evicted (request: FastifyRequest, auth: AuthContext): void {
-      tally.limited('connections', true)
-      tellAt('limited', request, () => ({ code: EVICTED, enforced: true, connectionId: null, ...whoIs(auth) }))
+    /** One that has no connection: it had to go for another before its handler ran, or it is nobody's. */
+    limitedAt (request: FastifyRequest, code: AuthErrorCode, enforced: boolean, auth: AuthContext | null): void {
+      tellAt('limited', request, () => ({ code, enforced, connectionId: null, ...whoMayBe(auth) }))
+    },
+    /** A closed socket does not know any more where it came from, unless somebody asked before. */
+    remember (request: FastifyRequest): void {
+      if (isWanted('closed', request.log)) placeOf(request)
     },
 
     refreshed (connection: Audited): void {
@@ -210,12 +217,17 @@ function placeOf (request: FastifyRequest) {
   const { origin, 'user-agent': userAgent } = request.headers
   return {
     route: request.routeOptions.url ?? '',
-    requestId: request.id,
-    ip: networkOf(request).ip ?? null,
+    requestId: excerpt(request.id),
+    ip: shortest(networkOf(request).ip),
     websocket: isSocket(request),
     origin: origin === undefined ? null : excerpt(origin),
     userAgent: userAgent === undefined ? null : excerpt(userAgent)
   }
+}
+
+/** Behind a proxy that is trusted it may be anything. */
+function shortest (ip: string | undefined): string | null {
+  return ip === undefined ? null : excerpt(ip).slice(0, LONGEST_ADDRESS)
 }
 
 function isSocket (request: FastifyRequest): boolean {

@@ -101,6 +101,7 @@ function describe ({ tally, hub, node }: Measured): Metric[] {
     counter('limited', 'What a limit refused, or only reported.', () => pairs(tally.limits, ['limit', 'enforced'])),
     counter('brute_force_suspected', 'Alerts for too many credentials that look like guesses.', () => one(tally.bruteForces)),
     counter('audit_dropped', 'Events that the audit function was too slow for.', () => one(tally.auditDropped)),
+    counter('audit_failed', 'Events that the audit function threw at, or rejected.', () => one(tally.auditFailed)),
     gauge('cluster_connected', '1 while the other nodes can be reached.', () => Number(node.status().connected), 'min'),
     gauge('cluster_lag_seconds', 'How old the latest command of another node was when it came, or how long the others have been away.',
       () => node.lag / 1000, 'max'),

@@ -5,9 +5,6 @@ import { networkOf } from '../request.js'
 
 const SERIALIZERS = Symbol.for('pino.serializers')
 const CANARY = 'canary'
-const WORD = /^\w{1,64}$/
-/** A line of a stack: a function, and a place in a file. */
-const FRAME = /^ {4}at [^\n]*:\d+:\d+\)?$/
 
 const REDACTED = '[redacted]'
 
@@ -33,12 +30,18 @@ function isTokenName (name: string): boolean {
 const MAX_EXCERPT = 256
 /** How much of a text is looked at. */
 const MAX_READ = 4096
-/** Long parts in base64url with dots between them, or what begins as a JSON object does in base64url. */
-const LIKE_A_TOKEN = /(?<![\w-])(?:[\w-]{16,}\.[\w-]{16,}(?:\.[\w-]*)?|ey[\w-]{8,}[\w.-]*)/g
+/** Three long parts in base64url, or the first two where that of the header begins as JSON does. Names of hosts are neither. */
+const LIKE_A_TOKEN = /(?<![\w-])(?:[\w-]{16,}\.[\w-]{16,}\.[\w-]{40,}|e[wy][\w-]{14,}\.[\w-]{16,}[\w.-]*)/g
+/** What is not written but done: line ends, escapes, marks that turn the direction of a text. */
+const CONTROL = /\p{C}/gu
 
-/** The beginning of a text that a client sent, for a log: without what might be a token there. */
+/** The beginning of a text that a client sent, for a log: without what might be a token there, and on one line. */
 export function excerpt (text: string): string {
-  return text.slice(0, MAX_READ).replace(LIKE_A_TOKEN, REDACTED).slice(0, MAX_EXCERPT)
+  return scrub(text.slice(0, MAX_READ)).replace(CONTROL, ' ').slice(0, MAX_EXCERPT)
+}
+
+function scrub (text: string): string {
+  return withoutToken(text).replace(LIKE_A_TOKEN, REDACTED)
 }
 
 /** Headers that carry credentials, in whichever direction. */
@@ -46,7 +49,13 @@ const SECRET_HEADERS = new Set(['authorization', 'proxy-authorization', 'cookie'
 
 function withoutSecrets (headers: object): object {
   return Object.fromEntries(Object.entries(headers).map(([name, value]: [string, unknown]) =>
-    [name, SECRET_HEADERS.has(name.toLowerCase()) ? REDACTED : value]))
+    [name, SECRET_HEADERS.has(name.toLowerCase()) ? REDACTED : scrubAll(value)]))
+}
+
+/** The others may hold a URL that has one. */
+function scrubAll (value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(scrubAll)
+  return typeof value === 'string' ? scrub(value) : value
 }
 
 /**
@@ -102,39 +111,8 @@ function requestSerializer (log: FastifyBaseLogger): ((request: object) => unkno
   return (request): unknown => Reflect.apply(req, all, [request])
 }
 
-/**
- * Writes down what a dependency threw, by name, code and stack frames. Its message stays out: messages quote what they
- * were given, and that may be a token or a session id.
- */
-export function logFault (log: FastifyBaseLogger, where: string, error: unknown, message = `authentication failed in ${where}`): void {
-  log.error({ hybridAuth: { where, ...describe(error) } }, message)
-}
-
-function describe (error: unknown) {
-  if (!(error instanceof Error)) return { thrown: typeof error }
-  const { name, message, stack = '' } = error
-  const code = 'code' in error && isCode(error.code) ? { code: error.code } : {}
-  // The stack begins with the message, which may hold lines that look like frames.
-  const frames = stack.slice(stack.indexOf(message) + message.length).split('\n').filter(line => FRAME.test(line))
-  return { name: WORD.test(name) ? name : 'Error', ...code, frames }
-}
-
-function isCode (code: unknown): code is string | number {
-  return typeof code === 'number' || (typeof code === 'string' && WORD.test(code))
-}
-
 /** As an `onRequest` hook: Fastify writes the URL of a route that does not exist into the log, and into the answer. */
 export function redactNotFound (request: FastifyRequest, _reply: unknown, done: () => void): void {
   if (request.is404 && request.raw.url !== undefined) request.raw.url = withoutToken(request.raw.url)
   done()
-}
-
-/** Says once of each mapper that what it returns names nobody: its users see a 401 like everybody else's. */
-export function createIdentityWarning (log: FastifyBaseLogger): (option: string) => void {
-  const told = new Set<string>()
-  return function warnOfIdentity (option) {
-    if (told.has(option)) return
-    told.add(option)
-    log.warn(`${option} returned something that is no identity: userId, role and tenantId are texts of 1 to 1024 characters, permissions a list of texts`)
-  }
 }

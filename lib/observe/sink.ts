@@ -16,7 +16,8 @@ const BATCH = 100
 
 export class Sink<E> {
   readonly #tell: (event: E) => unknown
-  readonly #onDropped: () => void
+  readonly #onDropped: (count: number) => void
+  readonly #onFailed: () => void
   readonly #waiting: E[] = []
   /** Taken out of the queue, last first. */
   readonly #batch: E[] = []
@@ -26,15 +27,19 @@ export class Sink<E> {
   #runs = 0
   #whenIdle: Array<() => void> = []
 
-  /** @param onDropped called for each event that is */
-  constructor (tell: (event: E) => unknown, onDropped: () => void) {
+  /**
+   * @param onDropped called with how many were
+   * @param onFailed called for each event that `tell` throws at, or rejects
+   */
+  constructor (tell: (event: E) => unknown, onDropped: (count: number) => void, onFailed: () => void) {
     this.#tell = tell
     this.#onDropped = onDropped
+    this.#onFailed = onFailed
   }
 
   push (event: E): void {
     if (this.#waiting.length >= MAX_WAITING) {
-      this.#onDropped()
+      this.#onDropped(1)
       return
     }
     this.#waiting.push(event)
@@ -42,10 +47,13 @@ export class Sink<E> {
     this.#schedule(this.#runs < MAX_RUNS ? queueMicrotask : setImmediate)
   }
 
-  /** Resolves when everything was told and answered, or after `ms`. */
+  /** Resolves when everything was told and answered, or after `ms`; what waits then is dropped. */
   flush (ms: number): Promise<void> {
     return new Promise(resolve => {
-      const timer = setTimeout(resolve, ms)
+      const timer = setTimeout(() => {
+        this.#onDropped(this.#waiting.length + this.#batch.length)
+        resolve()
+      }, ms)
       this.#whenIdle.push(() => {
         clearTimeout(timer)
         resolve()
@@ -89,10 +97,13 @@ export class Sink<E> {
       const answer = adopt(this.#tell(event))
       if (!(answer instanceof Promise)) return
       this.#open++
+      answer.catch(this.#onFailed)
       settleWithin<unknown>(answer, PATIENCE, undefined, () => {
         this.#open--
         this.#schedule(setImmediate)
       })
-    } catch {}
+    } catch {
+      this.#onFailed()
+    }
   }
 }

@@ -64,6 +64,7 @@ export class Tally {
   messagesRefused = 0
   bruteForces = 0
   auditDropped = 0
+  auditFailed = 0
 
   handshake (isSocket: boolean, outcome: string): void {
     (isSocket ? this.upgrades : this.requests).add(outcome)

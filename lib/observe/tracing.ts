@@ -3,18 +3,9 @@
  * of it, and as times. Without a subscriber and without metrics it costs two comparisons.
  */
 import { tracingChannel } from 'node:diagnostics_channel'
+import type { Verification } from '../../types/audit.js'
 import type { Maybe } from '../maybe.js'
 import type { Times } from './tally.js'
-
-/** What subscribers of `tracing:fastify-hybrid-auth:verify:*` are given. It holds no credential. */
-export interface Verification {
-  readonly requestId: string
-  readonly route: string
-  /** What was verified: a bearer, a cookie, a ticket; `none` where nothing came. */
-  readonly credential: 'token' | 'session' | 'ticket' | 'none'
-  /** The `authType`, or the code of the refusal. Set when it is known. */
-  outcome?: string
-}
 
 const channel = tracingChannel<string, Verification>('fastify-hybrid-auth:verify')
 

@@ -6,8 +6,8 @@ const GROUPS = 8
 /** No address is longer, with a zone and a port. */
 const LONGEST = 64
 const PREFIX_GROUPS = 4
-/** Of an IPv4 address that is written as IPv6 (RFC 4291 §2.5.5.2). */
-const MAPPED = '0:0:0:0:0:ffff'
+/** Before an IPv4 address that is written as IPv6 (RFC 4291 §2.5.5.2), or that a translator made one of (RFC 6052 §2.1). */
+const EMBEDDING = new Set(['0:0:0:0:0:ffff', '64:ff9b:0:0:0:0'])
 /** Proxies write ports behind addresses: `192.0.2.1:80`, `[2001:db8::1]:80`. */
 const WITH_PORT = /^(?:\[(.+)\](?::\d+)?|([\d.]+):\d+)$/
 
@@ -22,7 +22,7 @@ export function addressKey (ip: string | undefined): string | null {
   if (isIPv4(address)) return address
   if (!isIPv6(address)) return ip.length > LONGEST ? createHash('sha256').update(ip).digest('base64url') : ip
   const groups = groupsOf(address.toLowerCase())
-  if (groups.slice(0, 6).join(':') === MAPPED) return groups.slice(6).flatMap(bytesOf).join('.')
+  if (EMBEDDING.has(groups.slice(0, 6).join(':'))) return groups.slice(6).flatMap(bytesOf).join('.')
   return groups.slice(0, PREFIX_GROUPS).join(':') + '::/64'
 }
 

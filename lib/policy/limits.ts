@@ -18,7 +18,7 @@ export interface LimitParts {
   readonly evict: (leases: readonly string[]) => void
   /** Limits that refuse nobody, and what they would have refused. */
   readonly isReportOnly: (limit: 'connections' | 'connects') => boolean
-  readonly onReported: (request: FastifyRequest, code: Refusal, auth: AuthContext) => void
+  readonly onReported: (request: FastifyRequest, code: Refusal, auth: AuthContext | null) => void
 }
 
 const REFUSED: Refusal = 'FST_HYBRID_AUTH_TOO_MANY_CONNECTIONS'
@@ -55,10 +55,11 @@ export class ConnectionLimits {
   }
 
   /**
+   * @param auth null: nobody, who is counted by address
    * @param net what the connection stands on: its place does not outlive it, whatever becomes of the upgrade
    * @returns null: nothing that is limited can be told of this connection
    */
-  acquire (request: FastifyRequest, auth: AuthContext, net: Closing): Maybe<Place | Refusal | null> {
+  acquire (request: FastifyRequest, auth: AuthContext | null, net: Closing): Maybe<Place | Refusal | null> {
     return whenReady(this.#connect(request, auth), wait => {
       if (wait === 0) return this.#take(request, auth, net)
       if (this.#parts.isReportOnly('connects')) {
@@ -71,16 +72,16 @@ export class ConnectionLimits {
   }
 
   /** Counts the attempt. @returns 0, or how long to wait, in milliseconds */
-  #connect (request: FastifyRequest, auth: AuthContext): Maybe<number> {
+  #connect (request: FastifyRequest, auth: AuthContext | null): Maybe<number> {
     const { perUser, perIp } = this.#options.connects ?? {}
     const address = addressKey(networkOf(request).ip)
     const debits: Debit[] = []
-    if (perUser !== undefined) debits.push({ key: `connect:${nameOfUser(auth)}`, rate: perMinute(perUser), cost: 1 })
+    if (perUser !== undefined && auth !== null) debits.push({ key: `connect:${nameOfUser(auth)}`, rate: perMinute(perUser), cost: 1 })
     if (perIp !== undefined && address !== null) debits.push({ key: `connect:ip:${address}`, rate: perMinute(perIp), cost: 1 })
     return debits.length === 0 ? 0 : this.#parts.cluster.spend(debits)
   }
 
-  #take (request: FastifyRequest, auth: AuthContext, net: Closing): Maybe<Place | Refusal | null> {
+  #take (request: FastifyRequest, auth: AuthContext | null, net: Closing): Maybe<Place | Refusal | null> {
     const { perUser, perIp, perTenant, policy } = this.#options.connections ?? NO_LIMITS
     const address = addressKey(networkOf(request).ip)
     const keys: string[] = []
@@ -91,9 +92,9 @@ export class ConnectionLimits {
       keys.push(key)
       limits.push(limit)
     }
-    add(nameOfUser(auth), perUser)
+    if (auth !== null) add(nameOfUser(auth), perUser)
     if (address !== null) add(`ip:${address}`, perIp)
-    if (auth.tenantId !== null) add(`tenant:${auth.tenantId}`, perTenant)
+    if (auth !== null && auth.tenantId !== null) add(`tenant:${auth.tenantId}`, perTenant)
     if (keys.length === 0) return null
 
     const place = new Place({ id: `${this.#parts.nodeId}:${++this.#made}`, keys, at: Date.now() }, this)

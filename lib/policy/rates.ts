@@ -1,5 +1,4 @@
 /** How much a connection, and all connections of a user together, may send: messages and bytes, each from a bucket. */
-import type { AuthContext } from '../../types/context.js'
 import type { Cluster } from '../cluster/cluster.js'
 import { settledWithin } from '../deadline.js'
 import { whenReady, type Maybe } from '../maybe.js'
@@ -41,14 +40,13 @@ export class MessageRate {
   #refusals = 0
   #refusedAt = 0
 
-  /** @param route what the user's buckets are called by, beside the user */
-  constructor (rates: RouteRates, parts: RateParts, route: string, { userId, tenantId }: AuthContext, time: number) {
+  /** @param user what the user's buckets are called by */
+  constructor (rates: RouteRates, parts: RateParts, user: string, time: number) {
     this.#rates = rates
     this.#parts = parts
     this.isShared = rates.perUser?.shared === true
     this.#messages = rates.messages === null ? null : new Bucket(rates.messages, time)
     this.#bytes = rates.bytes === null ? null : new Bucket(rates.bytes, time)
-    const user = rates.perUser === null ? '' : JSON.stringify([route, tenantId, userId])
     this.#userMessages = `messages:${user}`
     this.#userBytes = `bytes:${user}`
     this.#pause = 2 * Math.max(MIN_PAUSE, ...[rates, rates.perUser ?? NONE].flatMap(({ messages, bytes }) => [timeToFill(messages), timeToFill(bytes)]))

@@ -1,10 +1,12 @@
 /** One credential after the other: the bearer first, the session second. */
 import type { FastifyRequest } from 'fastify'
+import type { Verification } from '../../types/audit.js'
 import type { AuthContext, Via } from '../../types/context.js'
 import { FORGED, isRefusal, type Refusal } from '../errors.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { Tally } from '../observe/tally.js'
-import { Tracer, type Verification } from '../observe/tracing.js'
+import { excerpt } from '../observe/redaction.js'
+import { Tracer } from '../observe/tracing.js'
 import type { ParsedOptions } from '../options.js'
 import type { Revocations } from '../cluster/revocations.js'
 import type { Failures } from '../policy/failures.js'
@@ -158,7 +160,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
 }
 
 function verificationOf (request: FastifyRequest, credential: Verification['credential']): Verification {
-  return { requestId: request.id, route: request.routeOptions.url ?? '', credential }
+  return { requestId: excerpt(request.id), route: request.routeOptions.url ?? '', credential }
 }
 
 function outcomeOf (outcome: AuthContext | Refusal): string {

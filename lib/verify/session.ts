@@ -115,7 +115,10 @@ function idOf (cookie: string, prefix: string, signer: Unsigner): string | null 
 function isForged (request: FastifyRequest, { cookieName, cookiePrefix }: ParsedSessionOptions): boolean {
   const cookie = cookieOf(request, cookieName)
   const signer = signerOf(request.session)
-  return cookie !== undefined && cookie !== '' && signer !== null && idOf(cookie, cookiePrefix, signer) === null
+  if (cookie === undefined || cookie === '' || signer === null) return false
+  // A prefix that was told to @fastify/session alone makes no forgery of what has merely ended.
+  const prefixes = [cookiePrefix, cookie.slice(0, cookie.lastIndexOf(':') + 1)]
+  return prefixes.every(prefix => idOf(cookie, prefix, signer) === null)
 }
 
 /** @fastify/session keeps its signer in every session, under a symbol of its own; its description is all there is to know it by. */
