@@ -1,19 +1,14 @@
 /** The option schema, strict at every depth, and every default. */
 import * as v from 'valibot'
 import type { Algorithm, HybridAuthOptions, JwtOptions, Reportable, SessionOptions } from '../types/options.js'
-import type { AuthType } from '../types/context.js'
 import type { ClusterDriver } from './cluster/cluster.js'
-import type { MessageRule, RouteAuth, Rule, RuleFunction } from '../types/rules.js'
-import type { Rate } from './policy/bucket.js'
-import type { Rates, RouteRates } from './policy/rates.js'
 import { parseOriginPattern } from './handshake/origin.js'
 import { CLOSE, type CloseName } from './protocol.js'
-import { DAY, flag, fn, names, oneOf, oneOrMore, parse, text, within } from './schema.js'
+import { DAY, flag, fn, oneOf, oneOrMore, parse, text, within } from './schema.js'
 
 const ALGORITHMS = [
   'HS256', 'HS384', 'HS512', 'RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'ES512', 'EdDSA'
 ] as const satisfies readonly Algorithm[]
-const AUTH_TYPES = ['jwt', 'session'] as const satisfies readonly AuthType[]
 
 /** RS and PS are the two schemes of one kind of key. */
 const family = (algorithm: Algorithm) => algorithm.slice(0, 2).replace('PS', 'RS')
@@ -152,84 +147,7 @@ export type ParsedOptions = v.InferOutput<typeof schema>
 export type ParsedJwtOptions = v.InferOutput<typeof jwt>
 export type ParsedSessionOptions = v.InferOutput<typeof session>
 
-const requirement = {
-  permissions: v.optional(names('a permission')),
-  anyPermission: v.optional(names('a permission')),
-  role: v.optional(text('a role')),
-  roles: v.optional(names('a role')),
-  types: v.optional(v.pipe(v.array(oneOf(AUTH_TYPES), 'must be a list'), v.nonEmpty('must not be empty'))),
-  check: v.optional(fn<RuleFunction>())
-}
-const bucket = {
-  capacity: within(1, 1e9, 'messages or bytes'),
-  refillPerSecond: within(0.001, 1e9, 'messages or bytes a second')
-}
-/** `{ capacity, refillPerSecond, bytes: { capacity, refillPerSecond } }`, of which either part may be missing. */
-const rates = {
-  capacity: v.optional(bucket.capacity),
-  refillPerSecond: v.optional(bucket.refillPerSecond),
-  bytes: v.optional(v.strictObject(bucket))
-}
-interface GivenRates { capacity?: number | undefined, refillPerSecond?: number | undefined, bytes?: Rate | undefined }
-
-const isWhole = ({ capacity, refillPerSecond }: GivenRates) => (capacity === undefined) === (refillPerSecond === undefined)
-const limitsSomething = ({ capacity, bytes }: GivenRates) => capacity !== undefined || bytes !== undefined
-const WHOLE = 'needs both capacity and refillPerSecond, or neither'
-const readRates = ({ capacity, refillPerSecond, bytes }: GivenRates): Rates => ({
-  messages: capacity === undefined || refillPerSecond === undefined ? null : { capacity, refillPerSecond },
-  bytes: bytes ?? null
-})
-const userRates = v.pipe(
-  v.strictObject({ ...rates, shared: flag(false) }),
-  v.check(given => isWhole(given), WHOLE),
-  v.check(given => limitsSomething(given), 'limits nothing'),
-  v.transform(({ shared, ...given }) => ({ ...readRates(given), shared })))
-const rate = v.pipe(
-  v.strictObject({ ...rates, perUser: v.optional(userRates) }),
-  v.check(given => isWhole(given), WHOLE),
-  v.check(given => limitsSomething(given) || given.perUser !== undefined, 'limits nothing'),
-  v.transform(({ perUser, ...given }): RouteRates => ({ ...readRates(given), perUser: perUser ?? null })))
-
-const rule = v.strictObject(requirement, 'must be an object or a function')
-const FIRST_MESSAGE_TIMEOUT = 5000
-const socketRule = {
-  authorize: v.optional(fn<MessageRule>()),
-  onRefused: v.optional(oneOf(['error', 'close']), 'error'),
-  rate: v.optional(rate),
-  firstMessage: v.optional(v.pipe(
-    v.union([
-      v.pipe(v.boolean(), v.transform(on => ({ timeout: on ? FIRST_MESSAGE_TIMEOUT : 0 }))),
-      v.strictObject({ timeout: v.optional(within(10, 600_000, 'milliseconds'), FIRST_MESSAGE_TIMEOUT) })
-    ], 'must be true, false or { timeout }'),
-    v.transform(({ timeout }) => timeout)), false),
-  control: v.optional(v.boolean('must be true or false')),
-  sessionMaxAge: v.optional(within(0, DAY, 'milliseconds'))
-}
-const httpRouteRule = v.strictObject({ ...requirement, optional: flag(false) }, 'must be true, false, an object or a function')
-const socketRouteRule = v.strictObject({ ...requirement, optional: flag(false), ...socketRule }, 'must be true, false, an object or a function')
-
-/** A route's `auth` option with every default; an HTTP route has those of a socket too, and no use for them. */
-export type ParsedRouteRule = v.InferOutput<typeof socketRouteRule>
-
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the option's path */
 export function parseOptions (given: unknown): ParsedOptions {
   return parse(schema, given, '')
-}
-
-/** The rule of `require()`. @throws FST_HYBRID_AUTH_INVALID_OPTION */
-export function parseRule (given: Rule | undefined): ParsedRouteRule {
-  const requirement = parse(rule, typeof given === 'function' ? { check: given } : given ?? {}, 'require')
-  return parse(socketRouteRule, requirement, 'require')
-}
-
-/**
- * A route's `auth` option; null where it opens the route.
- * @param where which route it is, for the error
- * @throws FST_HYBRID_AUTH_INVALID_OPTION, also for what only a socket has on an HTTP route
- */
-export function parseRouteAuth (given: RouteAuth, isSocket: boolean, where?: string): ParsedRouteRule | null {
-  if (given === false) return null
-  const rule = given === true ? {} : typeof given === 'function' ? { check: given } : given
-  if (!isSocket) parse(httpRouteRule, rule, 'auth', where)
-  return parse(socketRouteRule, rule, 'auth', where)
 }

@@ -60,6 +60,11 @@ export interface Network {
 
 export const networkOf = (request: FastifyRequest): Network => request
 
+/** An application's `genReqId` may answer anything. */
+export function requestIdOf ({ id }: { readonly id: unknown }): string {
+  return String(id)
+}
+
 /** As pages have it in their origin. Some proxies say `wss` of an upgrade, and a scheme has no case (RFC 3986 §3.1). */
 export function schemeOf (request: FastifyRequest): string {
   const { protocol = 'http' } = networkOf(request)

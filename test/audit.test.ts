@@ -191,7 +191,7 @@ t.test('what becomes of an open socket is told with its connection', async t => 
   const refreshed = { ...at('one'), ...ALICE, via: 'message', connectionId }
   whole(t, await take('refreshed'), { type: 'refreshed', ...refreshed })
   await app.hybridAuth.setPermissions('alice', ['in', 'more'])
-  whole(t, await take('permissions_changed'), { type: 'permissions_changed', ...refreshed })
+  whole(t, await take('permissions_changed'), { type: 'permissions_changed', permissions: ['in', 'more'], ...refreshed })
   await take('command')
 
   const other = await enter('two', { token: tokenFor({ sub: 'carol' }) })
@@ -225,7 +225,7 @@ t.test('permissions that close the socket are told as changed, and nothing is re
   const { peer, connectionId } = await enter('one', { token: goodToken({ permissions: ['in'] }) })
   const { id } = await app.hybridAuth.setPermissions('alice', [])
   t.equal((await peer.closed).code, 4007)
-  whole(t, await take('permissions_changed'), { type: 'permissions_changed', ...at('one'), ...ALICE, connectionId })
+  whole(t, await take('permissions_changed'), { type: 'permissions_changed', permissions: [], ...at('one'), ...ALICE, connectionId })
   t.match(await take('command'), { command: 'permissions', commandId: id, matched: 1, closed: 1 })
   await take('closed')
   t.same(types(), ['authenticated', 'permissions_changed', 'command', 'closed'])
@@ -254,7 +254,7 @@ t.test('a session that has ended meanwhile is told as expired', async t => {
 t.test('a session that says other permissions is told as changed', async t => {
   const { app, take, expected } = await reread(t, { user: { ...BOB, permissions: ['b'] }, cookie: {} })
   await eventually('it was read', () => app.hybridAuth.connections()[0]?.can('b') === true)
-  whole(t, await take('permissions_changed'), { type: 'permissions_changed', ...expected })
+  whole(t, await take('permissions_changed'), { type: 'permissions_changed', permissions: ['b'], ...expected })
 })
 
 t.test('a session that is gone is told as revoked, by nobody\'s order', async t => {
@@ -450,9 +450,11 @@ t.test('what is only reported is told as not enforced', async t => {
   peer.send('x', 'y', 'z')
   await peer.heard.reach(3)
   await one.enter('two', { headers })
-  const reported = (id: string, name: string) => ({ type: 'refused', code: CODE + name, enforced: false, ...one.at(id, headers), ...NOBODY })
-  for (const name of ['TLS_REQUIRED', 'ORIGIN_REFUSED']) whole(t, await one.take('refused'), reported('one', name))
-  for (const name of ['TLS_REQUIRED', 'ORIGIN_REFUSED', 'RATE_LIMITED', 'TOO_MANY_CONNECTIONS']) whole(t, await one.take('refused'), reported('two', name))
+  const reported = (id: string, name: string, who: Written) => ({ type: 'refused', code: CODE + name, enforced: false, ...one.at(id, headers), ...who })
+  for (const id of ['one', 'two']) {
+    for (const name of ['TLS_REQUIRED', 'ORIGIN_REFUSED']) whole(t, await one.take('refused'), reported(id, name, NOBODY))
+  }
+  for (const name of ['RATE_LIMITED', 'TOO_MANY_CONNECTIONS']) whole(t, await one.take('refused'), reported('two', name, ALICE))
   whole(t, await one.take('limited'), { type: 'limited', code: `${CODE}RATE_LIMITED`, enforced: false, ...one.at('one', headers), ...ALICE, connectionId })
   for (const id of ['three', 'four']) await ask(one.host, '/me', { headers: { ...bearer(forged()), 'x-id': id } })
   const codes = one.told.filter(({ type }) => type === 'refused').slice(6).map(event => 'enforced' in event ? [event.code.slice(CODE.length), event.enforced] : [])
@@ -478,15 +480,28 @@ t.test('who has to go for another is told as limited, with a connection if it ha
   whole(t, await take('limited'), { ...limited, ...at('one'), connectionId })
 })
 
+t.test('a socket that is nobody\'s is told as limited without anybody', async t => {
+  const { take, at, host, types } = await world(t, {
+    auth: { limits: { connections: { perIp: 1, policy: 'evict-oldest' } } },
+    routes (app) { app.get('/maybe', { websocket: true, auth: { optional: true } }, () => {}) }
+  })
+  const [first, second] = [{ path: '/maybe', token: null, headers: { 'x-id': 'one' } }, { path: '/maybe', token: null, headers: { 'x-id': 'two' } }]
+  const peer = await connected(t, host, first)
+  await connected(t, host, second)
+  t.equal((await peer.closed).code, 4009)
+  whole(t, await take('limited'), { type: 'limited', code: `${CODE}TOO_MANY_CONNECTIONS`, enforced: true, ...at('one', { route: '/maybe' }), ...NOBODY, connectionId: null })
+  t.same(types(), ['limited'])
+})
+
 t.test('CASE 80: an attack is told once, by what it was noticed, and whom it claims to be', async t => {
   const { take, at, types, host } = await world(t, { auth: { failures: { max: 2 } }, fastify: { trustProxy: true } })
   const claiming = (claims: Written) => signHs256({ exp: inSeconds(300), ...claims }, {}, 'not the secret of anybody, long enough')
+  const hostile = { sub: `I am ${goodToken()}\n`, iss: 'y'.repeat(400) }
   const rows: Array<[id: string, tokens: [string, string], ips: [string, string], by: string[], claimed: unknown]> = [
     ['both', [claiming({ sub: 'carol', iss: 'us' }), claiming({ sub: 'carol', iss: 'us' })], ['192.0.2.1', '192.0.2.1'], ['address', 'identity'], { userId: 'carol', issuer: 'us' }],
     ['address', ['garbage', 'more garbage'.replace(' ', '')], ['192.0.2.2', '192.0.2.2'], ['address'], null],
     ['identity', [claiming({ sub: 'dave' }), claiming({ sub: 'dave' })], ['192.0.2.3', '192.0.2.4'], ['identity'], { userId: 'dave', issuer: null }],
-    ['hostile', [claiming({ sub: `eyJ${'x'.repeat(400)}`, iss: 'y'.repeat(400) }), claiming({ sub: `eyJ${'x'.repeat(400)}`, iss: 'y'.repeat(400) })],
-      ['192.0.2.5', '192.0.2.6'], ['identity'], { userId: '[redacted]', issuer: 'y'.repeat(256) }]
+    ['hostile', [claiming(hostile), claiming(hostile)], ['192.0.2.5', '192.0.2.6'], ['identity'], { userId: 'I am [redacted] ', issuer: 'y'.repeat(256) }]
   ]
   for (const [id, tokens, ips, by, claimed] of rows) {
     for (const [i, token] of tokens.entries()) {

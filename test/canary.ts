@@ -45,7 +45,7 @@ const secrets = new Set<string>()
 const phrases = new Set<string>()
 
 /** Registers a credential, and returns it. */
-export function secret<Text extends string> (text: Text): Text {
+export function secret (text: string): string {
   const runs = [...beginnings(text)]
   for (const spelling of spellings(text)) for (const run of beginnings(spelling)) secrets.add(run)
   if (runs.length === 0 && text.length >= LENGTH) phrases.add(text)
@@ -73,7 +73,7 @@ export class Recorder {
  * The options of a server whose test fails if a registered credential stands in its log or in an audit event. A test that has a
  * logger of its own looks into it itself.
  */
-export function watch (t: Test, options: FastifyServerOptions = {}): FastifyServerOptions {
+export function watch (t: Pick<Test, 'teardown'>, options: FastifyServerOptions = {}): FastifyServerOptions {
   const recorder = new Recorder()
   const readEvent = (event: unknown) => { recorder.read(JSON.stringify(event)) }
   for (const type of EVENT_TYPES) subscribe(`fastify-hybrid-auth:${type}`, readEvent)

@@ -10,8 +10,8 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { WebSocket, type ClientOptions } from 'ws'
 import type { HybridAuthOptions } from '../lib/index.js'
-import { goodClaims, goodToken, handshake, inSeconds, SECRET, SESSION_SECRET, signHs256 } from './helpers.js'
-import { eventually } from './live.js'
+import { build, goodClaims, goodToken, handshake, inSeconds, SECRET, SESSION_SECRET, signHs256 } from './helpers.js'
+import { dial, eventually } from './live.js'
 import { killed } from './redis.js'
 import { cookieFor } from './stores.js'
 import { authFrame, frame } from './wire.js'
@@ -48,7 +48,7 @@ const AUTH: Partial<HybridAuthOptions> = {
  */
 const TOLERANCE = 3_300_000
 
-/** What forgets failures, blocked names, and who connected how often, when that is over. */
+/** At most: what forgets failures, names that are blocked, and who connected how often, while there are any. */
 const SWEEPERS = 3
 
 const ENV = Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(?:NODE_OPTIONS|NODE_V8_COVERAGE|_?TAP.*)$/.test(name)))
@@ -388,7 +388,7 @@ async function settled (server: Flooded): Promise<State> {
   const deadline = performance.now() + 5000
   for (;;) {
     const state = await server.state()
-    if ((state.sockets === GOOD && state.waiting === GOOD + SWEEPERS) || performance.now() > deadline) return state
+    if ((state.sockets === GOOD && state.waiting <= GOOD + SWEEPERS) || performance.now() > deadline) return state
     await sleep(20)
   }
 }
@@ -412,7 +412,7 @@ t.test('CASES 65, 80, 82: a hundred good clients notice nothing of 20 000 bad ha
   }))
   await sleep(300)
   await Promise.all(good.map(client => client.pause()))
-  t.match(await settled(server), { sockets: GOOD, waiting: GOOD + SWEEPERS, timers: 1 })
+  t.equal((await settled(server)).sockets, GOOD)
   const atStart = await server.memory()
   const before = await server.scrape()
   const cpuBefore = await server.cpu()
@@ -472,7 +472,7 @@ t.test('CASES 65, 80, 82: a hundred good clients notice nothing of 20 000 bad ha
     'http jwt': by('ticket')
   }, 'every handshake is counted by what became of it')
   t.strictSame(after.since(before, 'closes_total'), countsOf(VISITS.length, i => VISITS[i]?.leaving), 'sockets whose token ended are told from those whose peer left, and those that the network lost')
-  t.strictSame(after.since(before, 'limited_total'), { 'too_many_failures true': tooMany })
+  t.strictSame(after.since(before, 'limited_total'), { 'failures true': tooMany })
   t.strictSame(after.since(before, 'brute_force_suspected_total'), { '': FLOODING.length }, 'one alert for each address')
   t.match({ pending: after.get('pending_sockets'), queued: after.get('queued_frames'), open: after.get('connections') }, { pending: 0, queued: 0, open: GOOD })
 
@@ -484,8 +484,9 @@ t.test('CASES 65, 80, 82: a hundred good clients notice nothing of 20 000 bad ha
   t.ok(inOrder.every((one, i) => failed(one) >= failed(inOrder[i - 1] ?? before) && lost(one) >= lost(inOrder[i - 1] ?? before)), 'and both only grow')
   t.ok(scrapes.every(one => one.get('connections') >= GOOD && one.get('pending_sockets') <= SLOW + GOOD), 'no scrape misses one of the good')
 
-  const { connections, ...left } = await settled(server)
-  t.match(left, { sockets: GOOD, waiting: GOOD + SWEEPERS, timers: 1 }, 'nothing is waited for but the good, with one timer')
+  const { connections, waiting, ...left } = await settled(server)
+  t.match(left, { sockets: GOOD, timers: 1 })
+  t.ok(waiting >= GOOD && waiting <= GOOD + SWEEPERS, 'with one timer, nothing is waited for but the good')
   t.ok(connections <= 2 * GOOD, `open are those of the good and some of HTTP: ${connections}`)
   const atEnd = await server.memory()
   t.ok(atEnd - atStart < TOLERANCE, `memory came back: ${inMegabytes(atEnd - atStart)} more`)
@@ -513,4 +514,15 @@ t.test('CASES 65, 80, 82: a hundred good clients notice nothing of 20 000 bad ha
   }, 'the audit function was told of each')
   t.equal(await Promise.race([server.exited, sleep(10_000, 'still there', { ref: false })]), 0, 'the process ends by itself')
   t.equal(server.errors(), '')
+})
+
+t.test('who only asks how sockets end is told where they came from', async t => {
+  const { app, host } = await build(t)
+  const ips: unknown[] = []
+  app.hybridAuth.events.on('closed', ({ ip }) => { ips.push(ip) })
+  const [one, other] = [await dial(t, host, { path: '/live' }), await dial(t, host, { path: '/live' })]
+  one.socket.close()
+  other.socket.terminate()
+  await eventually('both are closed', () => ips.length === 2)
+  t.strictSame(ips, ['127.0.0.1', '127.0.0.1'])
 })

@@ -311,13 +311,13 @@ t.test('limits are counted by name, and by whether they were enforced', async t 
   const strict = await metered(t, { auth: { limits, failures: { max: 1 } }, route: { rate } })
   await drive(strict)
   t.same(await strict.series('limited_total'), {
-    'limit="rate_limited",enforced="true"': 3, 'limit="too_many_connections",enforced="true"': 2, 'limit="too_many_failures",enforced="true"': 3
+    'limit="rate",enforced="true"': 2, 'limit="connections",enforced="true"': 2, 'limit="connects",enforced="true"': 1, 'limit="failures",enforced="true"': 3
   })
   t.equal(await strict.read('brute_force_suspected_total'), 1)
   const lenient = await metered(t, { auth: { limits, failures: { max: 1 }, report: ['rate', 'failures', 'connections', 'connects'] }, route: { rate } })
   await drive(lenient)
   t.same(Object.keys(await lenient.series('limited_total')).sort(), [
-    'limit="rate_limited",enforced="false"', 'limit="too_many_connections",enforced="false"', 'limit="too_many_failures",enforced="false"'
+    'limit="connections",enforced="false"', 'limit="connects",enforced="false"', 'limit="failures",enforced="false"', 'limit="rate",enforced="false"'
   ])
   t.equal(await lenient.read('brute_force_suspected_total'), 1)
   t.equal(await lenient.read('closes_total'), await lenient.read('closes_total', { by: 'peer' }), 'nobody was closed for it')
@@ -403,7 +403,7 @@ function readScrape (t: Test, text: string): { types: Record<string, string>, se
 }
 
 const COUNTERS = [
-  'handshakes', 'verify_cache', 'refreshes', 'expiries', 'revoked', 'closes', 'messages_refused', 'limited', 'brute_force_suspected', 'audit_dropped', 'cluster_ignored'
+  'handshakes', 'verify_cache', 'refreshes', 'expiries', 'revoked', 'closes', 'messages_refused', 'limited', 'brute_force_suspected', 'audit_dropped', 'audit_failed', 'cluster_ignored'
 ]
 const GAUGES = ['connections', 'pending_sockets', 'queued_frames', 'cluster_connected', 'cluster_lag_seconds', 'cluster_queued', 'revocations']
 const HISTOGRAMS = ['verify_seconds', 'revocation_seconds']
@@ -518,7 +518,7 @@ t.test('no label holds a user, a token, an address or anything else that a clien
   await ask(host, '/me', bearer(token))
   await ask(host, '/me', bearer(forged(canary)))
   await ask(host, `/me?${canary}=${canary}`, { headers: { 'user-agent': canary, origin: `https://${canary}` } })
-  const [one, two] = [await open({ token }), await open(session(canary, { userId: canary, role: canary }))]
+  const [one, two] = [await open({ token }), await open(session(`session-of-${canary}`, { userId: canary, role: canary }))]
   one.send(canary, JSON.stringify(updateOf(forged(canary))))
   await one.heard.reach(2)
   await app.hybridAuth.setPermissions(canary, [canary])

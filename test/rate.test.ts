@@ -421,7 +421,7 @@ t.test('of whatever rate: at 0.9 nothing is refused, at twice it, more or less e
     // A clock that knows no part of a millisecond needs room for what comes in one.
     const capacity = more + Math.floor(refillPerSecond / 1000)
     const parts = { users: new BucketTable(10, () => 0), cluster: { spend: () => 0 } }
-    const [slow, fast] = [0, 1].map(() => new MessageRate({ messages: { capacity, refillPerSecond }, bytes: null, perUser: null }, parts, '/', ALICE, 0))
+    const [slow, fast] = [0, 1].map(() => new MessageRate({ messages: { capacity, refillPerSecond }, bytes: null, perUser: null }, parts, 'alice', 0))
     if (slow === undefined || fast === undefined) return
     for (let n = 0; n < 500; n++) if (slow.spend(1, Math.ceil(n * 1000 / (0.9 * refillPerSecond))) !== 0) throw new Error(`refused at ${n}`)
     let time = 0

@@ -1,11 +1,13 @@
 /** The application's `audit` function: told in order and in its own time, whatever it does, and never in anybody's way. */
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
+import { Registry } from 'prom-client'
 import t, { type Test } from 'tap'
 import type { AuditEvent } from '../lib/index.js'
 import { Sink } from '../lib/observe/sink.js'
 import { EVENT_TYPES } from './canary.js'
 import { build, goodToken, keepLines, upgrade, type Server, type ServerOptions } from './helpers.js'
 import { eventually } from './live.js'
+import { untyped } from './revoking.js'
 import { ask, deferred, logTo, never } from './stores.js'
 import { connected, turn } from './wire.js'
 
@@ -53,7 +55,7 @@ t.test('a sink is told everything in order, behind whoever gives it', async t =>
   const sink = new Sink<number>(async n => {
     told.push(n)
     await turn()
-  }, () => { t.fail('nothing is dropped') })
+  }, () => { t.fail('nothing is dropped') }, () => { t.fail('nothing fails') })
   for (const n of numbers(250)) sink.push(n)
   t.same(told, [], 'not while it is given')
   await eventually('some', () => told.length > 100)
@@ -73,17 +75,19 @@ t.test('a sink that throws or rejects is told the next event all the same', asyn
     async () => { throw new Error('no') },
     () => Promise.reject(new Error('no')),
     () => { throw undefined as unknown },
-    () => never<never>,
+    () => 'nothing wrong',
     () => ({ then (_: unknown, no: (error: unknown) => void) { no(new Error('no')) } }),
     () => ({ get then () { throw new Error('no') } })
   ]
+  let failed = 0
   const sink = new Sink<number>(n => {
     told.push(n)
     return failures[n % failures.length]?.()
-  }, () => { t.fail('nothing is dropped') })
-  for (const n of numbers(50)) sink.push(n)
+  }, count => { t.equal(count, 0, 'nothing is dropped') }, () => { failed++ })
+  for (const n of numbers(7 * failures.length)) sink.push(n)
   await sink.flush(FLUSH)
-  t.same(told, numbers(50))
+  t.same(told, numbers(7 * failures.length))
+  t.equal(failed, 7 * 6, 'each failure is counted, and what never settles is none')
 })
 
 t.test('a hundred promises of a sink are waited for at once, and each for ten seconds', async t => {
@@ -92,7 +96,7 @@ t.test('a hundred promises of a sink are waited for at once, and each for ten se
   const sink = new Sink<number>(n => {
     told.push(n)
     return never()
-  }, () => {})
+  }, () => {}, () => {})
   for (const n of numbers(250)) sink.push(n)
   const flushed = sink.flush(60_000)
   for (const count of [100, 200, 250]) {
@@ -115,7 +119,7 @@ t.test('flush() waits for what a sink is still busy with, whatever kind of promi
         settle()
       }, 5)
     }
-  }), () => {})
+  }), () => {}, () => {})
   for (const n of numbers(3)) sink.push(n)
   await sink.flush(FLUSH)
   t.same(done, [0, 1, 2])
@@ -127,7 +131,7 @@ t.test('a sink that blocks keeps the loop for one event at a time', async t => {
     told.push(n)
     const until = performance.now() + 6
     while (performance.now() < until);
-  }, () => {})
+  }, () => {}, () => {})
   for (const n of numbers(20)) sink.push(n)
   let turns = 0
   while (told.length < 20) {
@@ -156,7 +160,7 @@ t.test('a function whose commands lead to events of their own does not keep the 
   setImmediate(count)
   await answered
   await eventually('it ends', () => told >= 1000)
-  t.ok(turns > 10, `${turns} turns of the loop`)
+  t.ok(turns >= 5, `${turns} turns of the loop`)
 })
 
 t.test('ten thousand events wait, what finds no room is dropped, and what waits is told', async t => {
@@ -166,7 +170,7 @@ t.test('ten thousand events wait, what finds no room is dropped, and what waits 
   const sink = new Sink<number>(n => {
     told.push(n)
     return n < 100 ? first.promise : undefined
-  }, () => { dropped++ })
+  }, count => { dropped += count }, () => {})
   for (const n of numbers(100)) sink.push(n)
   await eventually('it is busy', () => told.length === 100)
   for (const n of numbers(MAX_WAITING)) sink.push(100 + n)
@@ -183,15 +187,24 @@ t.test('ten thousand events wait, what finds no room is dropped, and what waits 
 
 t.test('flush() waits as long as it is told and no longer, for whoever asks', async t => {
   const timers = longTimers(t)
-  const sink = new Sink<number>(() => never(), () => {})
+  let dropped = 0
+  const sink = new Sink<number>(() => never(), count => { dropped += count }, () => {})
   await sink.flush(FLUSH)
   t.same(timers.set(), [], 'nothing waits')
   sink.push(0)
   const both = Promise.all([sink.flush(FLUSH), sink.flush(FLUSH)])
   await eventually('it is told', () => timers.set().includes(PATIENCE))
+  t.equal(dropped, 0)
   timers.fire(FLUSH)
   await both
   t.same(timers.set(), [PATIENCE])
+  t.equal(dropped, 0, 'it was told')
+  for (const n of numbers(110)) sink.push(n)
+  await eventually('it is busy', () => timers.set().length === 100)
+  const last = sink.flush(FLUSH)
+  timers.fire(FLUSH)
+  await last
+  t.equal(dropped, 11, 'what nobody will be told of any more is dropped')
 })
 
 /** A server whose messages are all refused, each with an event. */
@@ -233,6 +246,30 @@ t.test('what is dropped is counted in status(), and warned of once', async t => 
   await eventually('and what comes later', () => told.at(-1)?.type === 'closed')
   t.equal(app.hybridAuth.status().auditDropped, 250)
   t.match(told.at(-1), { framesIn: 10_349 })
+})
+
+t.test('a function that fails is warned of once, and counted', async t => {
+  const { stream, text } = keepLines()
+  let told = 0
+  const { host, app } = await build(t, {
+    auth: {
+      audit () {
+        if (++told % 2 === 0) throw new Error('a token that nobody may see')
+        return Promise.reject(new Error('a token that nobody may see'))
+      }
+    },
+    fastify: logTo(stream, { level: 'warn' })
+  })
+  const registry = new Registry()
+  app.hybridAuth.metrics(registry)
+  for (let i = 0; i < 4; i++) await ask(host)
+  await eventually('all are told', () => told === 4)
+  await turn()
+  t.match(await registry.metrics(), /^hybrid_auth_audit_failed_total 4$/m)
+  t.match(await registry.metrics(), /^hybrid_auth_audit_dropped_total 0$/m)
+  t.equal(text().trim().split('\n').length, 1)
+  t.match(text(), /"level":40.*the audit function fails/)
+  t.notMatch(text(), /nobody may see/)
 })
 
 t.test('app.close() tells the function what is left, the last closes included, before it is over', async t => {
@@ -317,6 +354,8 @@ t.test('a listener that throws changes nothing, and keeps the event from nobody 
   for (const type of EVENT_TYPES) {
     app.hybridAuth.events.on(type, () => { heard.push(type) })
     app.hybridAuth.events.on(type, () => { throw new Error('no') })
+    app.hybridAuth.events.on(type, untyped(async () => { throw new Error('no') }))
+    app.hybridAuth.events.once(type, () => { heard.push(`${type} once`) })
     app.hybridAuth.events.on(type, () => { heard.push(`${type} behind it`) })
     subscribe(`fastify-hybrid-auth:${type}`, publish)
   }
@@ -327,5 +366,5 @@ t.test('a listener that throws changes nothing, and keeps the event from nobody 
   await eventually('all are told', () => told.length === 4)
   const types = told.map(({ type }) => type)
   t.same(published, types)
-  t.same(heard, types.flatMap(type => [type, `${type} behind it`]))
+  t.same(heard, types.flatMap(type => [type, `${type} once`, `${type} behind it`]))
 })

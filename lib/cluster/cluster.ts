@@ -51,6 +51,9 @@ export interface ClusterMember {
   ignored (): void
 }
 
+/** The sender of what is told anew, whom nobody answers. */
+export const ANYBODY = '*'
+
 /** A ticket that was taken, or whose time is over. */
 export const OVER = Symbol('over')
 /** How long a ticket that is over is told from one that never was, in milliseconds. */

@@ -73,7 +73,9 @@ export function memoryCluster (): ClusterDriver {
     const ticket = tickets.get(key)
     if (ticket === undefined) return null
     const { value, until } = ticket
-    tickets.set(key, { value: OVER, until })
+    // Behind the others: who keeps coming back with one that is over keeps it remembered.
+    tickets.delete(key)
+    tickets.set(key, { value: OVER, until: Math.min(until, Date.now()) })
     return until <= Date.now() ? OVER : value
   }
 }

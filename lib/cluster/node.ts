@@ -5,9 +5,10 @@ import type { Hub } from '../connection/hub.js'
 import { authError } from '../errors.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
+import { Bucket } from '../policy/bucket.js'
 import { Failures } from '../policy/failures.js'
 import { ConnectionLimits } from '../policy/limits.js'
-import type { Cluster, ClusterDriver, ClusterMember, Lease, Outcome, Recovery } from './cluster.js'
+import { ANYBODY, type Cluster, type ClusterDriver, type ClusterMember, type Lease, type Outcome, type Recovery } from './cluster.js'
 import { carryOut, NOTHING } from './carry-out.js'
 import type { Command } from './command.js'
 import { ClusterLoss } from './loss.js'
@@ -59,6 +60,7 @@ export class ClusterNode implements ClusterMember {
   #lag = 0
   #ignored = 0
   #isStopped = false
+  readonly #blocks = new Bucket({ capacity: 100, refillPerSecond: 1 }, Date.now())
 
   constructor ({ cluster, limits, failures, revocations, report, jwt }: ParsedOptions & { readonly cluster: ClusterDriver }, known: Revocations, audit: Auditor, { onLost, onIgnored }: ClusterReports) {
     this.id = audit.nodeId
@@ -76,6 +78,7 @@ export class ClusterNode implements ClusterMember {
         nodeId: this.id,
         evict: leases => { this.#evict(leases) },
         isReportOnly: limit => report.includes(limit),
+        onRefused: limit => { audit.tally.limited(limit, true) },
         onReported: (request, code, auth) => { audit.reported(request, code, auth) }
       })
     this.failures = failures === false
@@ -85,7 +88,7 @@ export class ClusterNode implements ClusterMember {
         isReportOnly: report.includes('failures'),
         onSuspected: (request, by, claimed) => { audit.bruteForceSuspected(request, by, claimed) },
         onReported: (request, code) => { audit.reported(request, code, null) },
-        onBlocked: (address, ms) => { this.order({ type: 'block', address, ms }, { awaits: false }).catch(() => {}) }
+        onBlocked: (address, ms) => { this.#tellOfBlock(address, ms) }
       })
   }
 
@@ -143,8 +146,7 @@ export class ClusterNode implements ClusterMember {
   async receive (command: Command): Promise<Outcome> {
     if (this.#seen.has(command.id) || (command.type !== 'revoke' && command.at < Date.now() - MAX_AGE)) return NOTHING
     this.#remember(command)
-    // What was ordered before this node began could not come sooner.
-    if (command.at >= this.#startedAt) this.#lag = Math.max(0, Date.now() - command.at)
+    if (this.#isFresh(command)) this.#lag = Math.max(0, Date.now() - command.at)
     const outcome = this.#carryOut(command)
     if (command.type === 'revoke') this.#tellOfLogout(command.revocation)
     return outcome
@@ -221,19 +223,32 @@ export class ClusterNode implements ClusterMember {
 
   async #carryOut (command: Command): Promise<Outcome> {
     if (this.#hub === null) return NOTHING
+    const isFresh = this.#isFresh(command)
     const outcome = await carryOut({
       hub: this.#hub,
       known: this.#known,
       failures: this.failures,
       tell: revocation => { this.#tell(revocation).catch(() => {}) }
     }, command)
-    if (command.type === 'revoke' && command.at >= this.#startedAt) this.#audit.tally.revocationLatency.observe(Date.now() - command.at)
+    if (command.type === 'revoke' && isFresh) this.#audit.tally.revocationLatency.observe(Date.now() - command.at)
     return outcome
   }
 
-  /** Revocations are known by themselves. */
+  /** What was ordered before this node began could not come sooner, and what is told anew was here before. */
+  #isFresh ({ at, from, id }: Command): boolean {
+    return at >= this.#startedAt && from !== ANYBODY && !this.#known.has(id)
+  }
+
+  /** A flood of addresses must not become one of orders: past some, each node finds out by itself. */
+  #tellOfBlock (address: string, ms: number): void {
+    if (this.#blocks.wait(1, Date.now()) > 0) return
+    this.#blocks.take(1)
+    this.order({ type: 'block', address, ms }, { awaits: false }).catch(() => {})
+  }
+
+  /** Revocations are known by themselves, and an address may be blocked twice. */
   #remember ({ id, type }: Command): void {
-    if (type === 'revoke') return
+    if (type === 'revoke' || type === 'block') return
     const now = Date.now()
     this.#seen.set(id, now)
     for (const [oldest, time] of this.#seen) {

@@ -122,17 +122,22 @@ export class RedisNode implements Cluster {
 
   async putTicket (key: string, value: string, ttl: number): Promise<void> {
     const sealed = this.#codec.seal('ticket', { key, value, until: Date.now() + ttl + SKEW })
-    const reply = await run(this.#client, PUT_TICKET, [this.#keys.ticket(key)],
-      [sealed, String(Math.ceil(ttl)), String(Math.ceil(ttl) + REMEMBERED)], this.#settings.timeout)
+    const reply = await this.#runTicket(PUT_TICKET, key, [sealed, String(Math.ceil(ttl)), String(Math.ceil(ttl) + REMEMBERED)])
     if (reply !== 1) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
   }
 
   async takeTicket (key: string): Promise<string | typeof OVER | null> {
-    const reply = await run(this.#client, TAKE_TICKET, [this.#keys.ticket(key)], [], this.#settings.timeout)
+    const reply = await this.#runTicket(TAKE_TICKET, key, [String(REMEMBERED)])
     if (reply === null || reply === undefined) return null
     const opened = this.#codec.openTicket(textOf(reply))
     // It is good under its own name, and not for ever: who can write to Redis could put it back.
     return opened?.key === key && opened.until > Date.now() ? opened.value : OVER
+  }
+
+  /** What cannot be asked is not queued: a client that waits for a Redis which hangs has no bound. */
+  async #runTicket (script: Script, key: string, args: string[]): Promise<unknown> {
+    if (!this.isConnected) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
+    return run(this.#client, script, [this.#keys.ticket(key), this.#keys.over(key)], args, this.#settings.timeout)
   }
 
   spend (debits: readonly Debit[]): Promise<number> {

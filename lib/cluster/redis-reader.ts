@@ -5,7 +5,8 @@ import type { Command } from './command.js'
 import { bounded, connectAnother, listOf, pairsOf, run, send, textOf, textsOf, type RedisClient } from './redis-client.js'
 import { LOG_AGE } from './redis-node.js'
 import { ANSWER } from './redis-scripts.js'
-import { ANYBODY, beat, exchange, type RedisParts } from './redis-state.js'
+import { ANYBODY } from './cluster.js'
+import { beat, exchange, type RedisParts } from './redis-state.js'
 
 export interface ReaderParts extends RedisParts {
   readonly answers: Answers
@@ -194,7 +195,7 @@ export class RedisReader {
   async #carryOut (command: Command): Promise<void> {
     const { client, codec, keys, member, settings } = this.#parts
     const { matched, closed } = await member.receive(command)
-    if (command.from === ANYBODY || command.at < Date.now() - ANSWER_AGE) return
+    if (command.from === ANYBODY || command.type === 'block' || command.at < Date.now() - ANSWER_AGE) return
     const answer = codec.seal('answer', { from: member.id, to: command.id, matched, closed })
     await run(client, ANSWER, [keys.answers(command.from)], [answer, String(ANSWER_AGE)], settings.timeout)
   }

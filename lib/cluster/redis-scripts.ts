@@ -178,14 +178,17 @@ reply[1] = wasOver
 reply[2] = (isReached and not wasSuspected and wasOver == 0) and 1 or 0
 return reply`)
 
-/** KEYS the ticket · ARGV what it stands for, ms that it is good, ms that it is known → 1, or 0 where there is one */
-export const PUT_TICKET = script(`${NOW}
-return redis.call('SET', KEYS[1], int(now + ARGV[2]) .. ' ' .. ARGV[1], 'PX', ARGV[3], 'NX') and 1 or 0`)
+/** KEYS the ticket, its mark · ARGV what it stands for, ms that it is good, ms that it is known → 1, or 0 where there is one */
+export const PUT_TICKET = script(`
+if not redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'NX') then return 0 end
+redis.call('SET', KEYS[2], '1', 'PX', ARGV[3])
+return 1`)
 
-/** Takes it at its first call, whatever comes of it. KEYS the ticket → what it stands for; '': it is over; nothing: there was none */
-export const TAKE_TICKET = script(`${NOW}
-local kept = redis.call('GET', KEYS[1])
-if not kept then return nil end
-local till, value = string.match(kept, '^(%d+) (.*)$')
-if value then redis.call('SET', KEYS[1], '', 'KEEPTTL') end
-return value and tonumber(till) > now and value or ''`)
+/**
+ * Takes it at its first call, whatever comes of it. Who keeps coming back with one that is over keeps it remembered.
+ * KEYS the ticket, its mark · ARGV ms that it is remembered → what it stands for; '': it is over; nothing: there was none
+ */
+export const TAKE_TICKET = script(`
+local value = redis.call('GETDEL', KEYS[1])
+if redis.call('PEXPIRE', KEYS[2], ARGV[1]) == 0 then return value end
+return value or ''`)

@@ -1,6 +1,6 @@
 /** Whether Redis is still what it was, and what to do where it is not: exchange what each side knows. */
 import { randomBytes } from 'node:crypto'
-import type { ClusterMember } from './cluster.js'
+import { ANYBODY, type ClusterMember } from './cluster.js'
 import type { Codec, Command } from './command.js'
 import { ask, listOf, run, send, textOf, textsOf, type RedisClient } from './redis-client.js'
 import type { Keys } from './redis-keys.js'
@@ -17,8 +17,6 @@ export interface RedisParts {
   readonly append: (command: Command) => Promise<unknown>
 }
 
-/** The sender of what is told anew, whom nobody answers. */
-export const ANYBODY = '*'
 const GENERATION = 'generation'
 /** Clocks of nodes and of Redis may differ by so much, in milliseconds. */
 export const SKEW = 60_000

@@ -8,6 +8,7 @@ import type { GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
 import { release } from './gate.js'
 import type { CloseBy, CloseDetails } from './hub.js'
+import { ABNORMAL } from './socket.js'
 import { wheel } from '../wheel.js'
 
 /** How long a peer has to answer a close, in milliseconds; ws alone would wait 30 s. */
@@ -87,8 +88,6 @@ const BY: Readonly<Record<CloseName, ClosedBy>> = {
   ProtocolError: 'server',
   Draining: 'server'
 }
-/** What is seen where nobody said goodbye (RFC 6455 §7.1.5). */
-const ABNORMAL = 1006
 
 /** Who ended it, so that expired tokens are not taken for a bad network. */
 function closedBy ({ closeCode, ownCloseCode, route }: GuardedConnection, seen: number): ClosedBy {

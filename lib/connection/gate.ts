@@ -136,7 +136,7 @@ function ask (connection: GuardedConnection, data: RawFrame, isBinary: boolean, 
   })
   return whenReady(room, wait => {
     // Whoever it is from may have ended meanwhile.
-    if (!connection.isOpen || isOver(connection) || (wait > 0 && isLimited(connection, wait))) return LIMITED
+    if (!connection.isOpen || isOver(connection) || (wait > 0 && isLimited(connection, rate, wait))) return LIMITED
     return askRoute(connection, data, isBinary)
   })
 }

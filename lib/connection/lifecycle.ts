@@ -144,7 +144,7 @@ function isDead (connection: GuardedConnection, time: number): boolean {
   if (heartbeat === false || !isDue(connection.pingAt, time)) return false
   // What is not read cannot be heard: a socket that we or the application hold back is not a dead one.
   if (connection.isPinged && !connection.isAlive && !connection.socket.isPaused) {
-    connection.socket.terminate()
+    connection.socket.cutOff()
     return true
   }
   connection.isPinged = !connection.isPinged

@@ -2,12 +2,13 @@
 import type { FastifyRequest } from 'fastify'
 import { addressKey } from '../policy/address.js'
 import type { Place } from '../policy/limits.js'
-import { MessageRate } from '../policy/rates.js'
+import { MessageRate, type RouteRates } from '../policy/rates.js'
 import { networkOf } from '../request.js'
 import { now } from './clock.js'
 import { closeSocket, EVICTED, RETRY_AFTER } from './closing.js'
 import type { Hub, RouteSettings } from './hub.js'
 import { byteLengthOf } from './message.js'
+import { isRefused } from './rate.js'
 import type { GuardedSocket, RawFrame, SocketOwner } from './socket.js'
 
 export const NOBODY = Symbol('nobody')
@@ -23,11 +24,7 @@ export class NobodysSocket implements SocketOwner {
     this.#socket = socket
     this.#request = request
     this.#hub = hub
-    // Who has no name is counted by address, and by this process.
-    const user = JSON.stringify([request.routeOptions.url, null, null, addressKey(networkOf(request).ip)])
-    this.#rate = rate === undefined
-      ? null
-      : new MessageRate({ ...rate, perUser: rate.perUser === null ? null : { ...rate.perUser, shared: false } }, hub.rates, user, now())
+    this.#rate = rate === undefined ? null : rateOf(hub, request, rate)
     if (place !== null) {
       place.onEvicted = () => {
         hub.audit.tally.limited('connections', true)
@@ -63,14 +60,30 @@ export class NobodysSocket implements SocketOwner {
     const wait = this.#rate?.spend(byteLengthOf(data), time) ?? 0
     if (wait === 0 || this.#rate === null) return false
     const { audit, settings } = this.#hub
-    const isReportOnly = settings.report.includes('rate')
-    if (this.#rate.refuse(time) === 1) audit.limitedAt(this.#request, 'FST_HYBRID_AUTH_RATE_LIMITED', !isReportOnly, null)
-    audit.tally.limited('rate', !isReportOnly)
-    if (isReportOnly) return false
-    if (this.#rate.isPersistent) {
-      this.#isOpen = false
-      closeSocket(this.#socket, 'RateLimited', settings.closeCodes, { retryAfterMs: wait === Infinity ? RETRY_AFTER : wait })
-    }
-    return true
+    return isRefused(this.#hub, this.#rate, time, {
+      tell: isEnforced => { audit.limitedAt(this.#request, 'FST_HYBRID_AUTH_RATE_LIMITED', isEnforced, null) },
+      // It never said that it speaks the protocol with us.
+      answer () {},
+      close: () => {
+        this.#isOpen = false
+        closeSocket(this.#socket, 'RateLimited', settings.closeCodes, { retryAfterMs: wait === Infinity ? RETRY_AFTER : wait })
+      }
+    })
+  }
+}
+
+/** Who has no name is counted by address, and by this process; who has no address either, by himself alone. */
+function rateOf (hub: Hub, request: FastifyRequest, rates: RouteRates): MessageRate {
+  const address = rates.perUser === null ? null : addressOf(request)
+  const perUser = rates.perUser === null || address === null ? null : { ...rates.perUser, shared: false }
+  return new MessageRate({ ...rates, perUser }, hub.rates, JSON.stringify([request.routeOptions.url, null, null, address]), now())
+}
+
+/** An application's `trustProxy` may throw, and here nobody would hear of it. */
+function addressOf (request: FastifyRequest): string | null {
+  try {
+    return addressKey(networkOf(request).ip)
+  } catch {
+    return null
   }
 }

@@ -6,8 +6,9 @@ import type { FastifyInstance } from 'fastify'
 import { authError } from '../errors.js'
 import type { Socket as WebSocket } from '../request.js'
 
-/** Of a close frame without a code (RFC 6455 §7.4.1). */
+/** Of a close frame without a code, and of an end without one (RFC 6455 §7.4.1). */
 const NO_STATUS = 1005
+export const ABNORMAL = 1006
 
 /** As `message` events carry it, by `binaryType`. */
 export type RawFrame = Buffer | ArrayBuffer | Buffer[] | Blob
@@ -43,6 +44,8 @@ export interface GuardedSocket extends WebSocket {
   deliver (data: RawFrame, isBinary: boolean): void
   /** Sends a frame of ours, whatever the owner says. */
   sendControl (text: string): void
+  /** Ends it without a close frame, and not in the name of the application. */
+  cutOff (): void
   /** Stops reading, or reads again if the application does not want it stopped. */
   holdBack (on: boolean): void
   /** Emits the `close` that was held back. */
@@ -107,6 +110,15 @@ export function guardedClass (Base: SocketClass): SocketClass {
       // ws answers the peer's close by this method too, and keeps in a member of its own that it came.
       if (Reflect.get(this, '_closeFrameReceived') !== true) this[OWNER]?.closing(code ?? NO_STATUS)
       super.close(code, data)
+    }
+
+    override terminate (): void {
+      this[OWNER]?.closing(ABNORMAL)
+      super.terminate()
+    }
+
+    cutOff (): void {
+      super.terminate()
     }
 
     override pause (): void {

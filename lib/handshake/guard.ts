@@ -9,7 +9,8 @@ import { isRefusal, type Refusal } from '../errors.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { Auditor } from '../observe/audit.js'
 import { withoutToken } from '../observe/redaction.js'
-import type { ParsedOptions, ParsedRouteRule } from '../options.js'
+import type { ParsedOptions } from '../options.js'
+import type { ParsedRouteRule } from '../route-options.js'
 import type { Place } from '../policy/limits.js'
 import { compileRequirements } from '../policy/requirements.js'
 import { admitUpgrade, contextOf, networkOf, schemeOf, setContext } from '../request.js'
@@ -45,6 +46,8 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
   const isAllowedOrigin = createOriginCheck(options.origins)
   const isOwnOrigin = createOriginCheck(undefined)
   const refuse = createRefuser(options)
+  // A good cookie is refused too then, and must not become nobody's in silence.
+  const isBlocking = options.failures !== false && options.failures.block === 'address'
 
   /**
    * A hook that holds a request to the rule. Who was authenticated before is only asked whether the rule holds.
@@ -98,7 +101,7 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
     function admit (request: FastifyRequest, found: Found): Maybe<Verdict> {
       if (request.ws && (hub.isDraining || hub.isIsolated)) return UNAVAILABLE
       return whenReady(contextOf(request) ?? identify(request, found), (outcome): Maybe<Verdict> => {
-        if (!isRefusal(outcome) || !isAnonymous(outcome, found)) return outcome
+        if (!isRefusal(outcome) || !isAnonymous(outcome, found, isBlocking)) return outcome
         if (isSocket && request.ws && rule.firstMessage !== 0) return noRoom(request) ?? PENDING
         return rule.optional ? null : outcome
       })
@@ -174,9 +177,9 @@ function isContext (verdict: Verdict): verdict is AuthContext {
 }
 
 /** A credential that is absent, or a cookie that names nobody, however often: browsers keep those long after the session. */
-function isAnonymous (refusal: Refusal, found: Found): boolean {
+function isAnonymous (refusal: Refusal, found: Found, isBlocking: boolean): boolean {
   return refusal === 'FST_HYBRID_AUTH_MISSING_CREDENTIALS' || refusal === 'FST_HYBRID_AUTH_INVALID_SESSION' ||
-    (refusal === TOO_MANY_FAILURES && found === null)
+    (refusal === TOO_MANY_FAILURES && found === null && !isBlocking)
 }
 
 /** Behind a proxy as Fastify's `trustProxy` has it. */

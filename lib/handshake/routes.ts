@@ -1,7 +1,8 @@
 /** Puts the guard into each route as it is declared. */
 import type { FastifyInstance, RouteOptions } from 'fastify'
 import { authError } from '../errors.js'
-import { parseRouteAuth, type ParsedOptions, type ParsedRouteRule } from '../options.js'
+import type { ParsedOptions } from '../options.js'
+import { parseRouteAuth, type ParsedRouteRule } from '../route-options.js'
 import { admitUpgrade } from '../request.js'
 import type { GuardHook } from './guard.js'
 import { installSeam } from './seam.js'

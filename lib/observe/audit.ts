@@ -7,7 +7,7 @@ import type { AuthContext } from '../../types/context.js'
 import type { Reportable } from '../../types/options.js'
 import type { AuthErrorCode } from '../errors.js'
 import { adopt } from '../maybe.js'
-import { networkOf } from '../request.js'
+import { networkOf, requestIdOf } from '../request.js'
 import { excerpt } from './redaction.js'
 import { Sink } from './sink.js'
 import { labelOf, Tally, type ClosedBy } from './tally.js'
@@ -96,11 +96,12 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
 
   function tellOf<Type extends EventType> (type: Type, connection: Audited, details: Details<Type, ReturnType<typeof about>>): void {
     const { log } = connection.request
-    if (isWanted(type, log)) deliver(type, log, { ...about(connection), ...details } as Details<Type, unknown>)
+    // What an application's `trustProxy` throws is thrown by the request's `ip`.
+    if (isWanted(type, log)) quietly(() => { deliver(type, log, { ...about(connection), ...details } as Details<Type, unknown>) })
   }
 
   function tellAt<Type extends EventType> (type: Type, request: FastifyRequest, details: () => Details<Type, ReturnType<typeof placeOf>>): void {
-    if (isWanted(type, request.log)) deliver(type, request.log, { ...placeOf(request), ...details() } as Details<Type, unknown>)
+    if (isWanted(type, request.log)) quietly(() => { deliver(type, request.log, { ...placeOf(request), ...details() } as Details<Type, unknown>) })
   }
 
   return {
@@ -121,9 +122,9 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     /** @param auth who it was, where that was known already */
     refused (request: FastifyRequest, code: AuthErrorCode, auth: AuthContext | null): void {
       tally.handshake(isSocket(request), labelOf(code))
+      // How many, and how often, is counted where it is limited.
       const limit = LIMITS[code]
-      // A place among those that wait is counted where it is refused.
-      if (limit !== undefined && (limit !== 'connections' || auth !== null)) tally.limited(limit, true)
+      if (limit !== undefined && limit !== 'connections' && limit !== 'connects') tally.limited(limit, true)
       tellAt('refused', request, () => ({ code, enforced: true, ...whoMayBe(auth) }))
     },
     /** What would have been refused, were that not only reported. */
@@ -144,7 +145,7 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     },
     /** A closed socket does not know any more where it came from, unless somebody asked before. */
     remember (request: FastifyRequest): void {
-      if (isWanted('closed', request.log)) placeOf(request)
+      if (isWanted('closed', request.log)) quietly(() => networkOf(request).ip)
     },
 
     refreshed (connection: Audited): void {
@@ -217,7 +218,7 @@ function placeOf (request: FastifyRequest) {
   const { origin, 'user-agent': userAgent } = request.headers
   return {
     route: request.routeOptions.url ?? '',
-    requestId: excerpt(request.id),
+    requestId: excerpt(requestIdOf(request)),
     ip: shortest(networkOf(request).ip),
     websocket: isSocket(request),
     origin: origin === undefined ? null : excerpt(origin),

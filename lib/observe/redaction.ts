@@ -47,9 +47,20 @@ function scrub (text: string): string {
 /** Headers that carry credentials, in whichever direction. */
 const SECRET_HEADERS = new Set(['authorization', 'proxy-authorization', 'cookie', 'set-cookie', 'sec-websocket-protocol'])
 
-function withoutSecrets (headers: object): object {
-  return Object.fromEntries(Object.entries(headers).map(([name, value]: [string, unknown]) =>
-    [name, SECRET_HEADERS.has(name.toLowerCase()) ? REDACTED : scrubAll(value)]))
+/** In whatever shape they come: by name, as pairs, or as names and values in turn. */
+function withoutSecrets (headers: unknown): unknown {
+  if (typeof headers !== 'object' || headers === null) return scrubAll(headers)
+  if (Array.isArray(headers)) return headers.every(Array.isArray) ? headers.flat().map(hideAfterName) : headers.map(hideAfterName)
+  const entries = Symbol.iterator in headers ? [...headers as Iterable<[string, unknown]>] : Object.entries(headers)
+  return Object.fromEntries(entries.map(([name, value]: [string, unknown]) => [name, hide(name, value)]))
+}
+
+function hideAfterName (text: unknown, index: number, all: readonly unknown[]): unknown {
+  return index % 2 === 0 ? text : hide(all[index - 1], text)
+}
+
+function hide (name: unknown, value: unknown): unknown {
+  return SECRET_HEADERS.has(String(name).toLowerCase()) ? REDACTED : scrubAll(value)
 }
 
 /** The others may hold a URL that has one. */
@@ -72,7 +83,7 @@ export const serializers = Object.freeze({
       remotePort: networkOf(request).socket?.remotePort ?? 0
     }
   },
-  headers (headers: object) {
+  headers (headers: unknown) {
     return withoutSecrets(headers)
   }
 })

@@ -127,7 +127,8 @@ export class Failures {
   }
 
   #sweep (): number {
-    for (const [name] of this.#over.entries()) this.#waitOf(name)
+    // Whoever reads an entry makes it young again.
+    for (const [name, until] of this.#over.entries()) if (until <= Date.now()) this.#over.delete(name)
     return this.#over.size
   }
 

@@ -16,6 +16,8 @@ export interface LimitParts {
   readonly nodeId: string
   /** Ends the connections that had to go for another, wherever they are. */
   readonly evict: (leases: readonly string[]) => void
+  /** One more is refused. */
+  readonly onRefused: (limit: 'connections' | 'connects') => void
   /** Limits that refuse nobody, and what they would have refused. */
   readonly isReportOnly: (limit: 'connections' | 'connects') => boolean
   readonly onReported: (request: FastifyRequest, code: Refusal, auth: AuthContext | null) => void
@@ -66,6 +68,7 @@ export class ConnectionLimits {
         this.#parts.onReported(request, TOO_OFTEN, auth)
         return this.#take(request, auth, net)
       }
+      this.#parts.onRefused('connects')
       setRetryAfter(request, TOO_OFTEN, wait)
       return TOO_OFTEN
     })
@@ -112,7 +115,10 @@ export class ConnectionLimits {
     return whenReady(attempt(() => this.#parts.cluster.acquire(place.lease, limits, evicts), failed), evicted => {
       if (evicted === null) {
         this.#taken.delete(place.lease.id)
-        if (!isReportOnly) return REFUSED
+        if (!isReportOnly) {
+          this.#parts.onRefused('connections')
+          return REFUSED
+        }
         this.#parts.onReported(request, REFUSED, auth)
         return null
       }

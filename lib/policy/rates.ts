@@ -47,8 +47,8 @@ export class MessageRate {
     this.isShared = rates.perUser?.shared === true
     this.#messages = rates.messages === null ? null : new Bucket(rates.messages, time)
     this.#bytes = rates.bytes === null ? null : new Bucket(rates.bytes, time)
-    this.#userMessages = `messages:${user}`
-    this.#userBytes = `bytes:${user}`
+    this.#userMessages = `messages:${nameOf(rates.perUser?.messages)}:${user}`
+    this.#userBytes = `bytes:${nameOf(rates.perUser?.bytes)}:${user}`
     this.#pause = 2 * Math.max(MIN_PAUSE, ...[rates, rates.perUser ?? NONE].flatMap(({ messages, bytes }) => [timeToFill(messages), timeToFill(bytes)]))
     this.#maxRefusals = Math.max(MIN_REFUSALS, rates.messages?.capacity ?? rates.perUser?.messages?.capacity ?? 0)
   }
@@ -107,6 +107,11 @@ export class MessageRate {
 }
 
 const NONE: Rates = { messages: null, bytes: null }
+
+/** Routes of one URL may differ by host or version, and each has its own bucket. */
+function nameOf (rate: Rate | null | undefined): string {
+  return rate == null ? '' : `${rate.capacity}/${rate.refillPerSecond}`
+}
 
 function timeToFill (rate: Rate | null): number {
   return rate === null ? 0 : rate.capacity / rate.refillPerSecond * 1000

@@ -8,6 +8,7 @@ import type { Tally } from '../observe/tally.js'
 import { excerpt } from '../observe/redaction.js'
 import { Tracer } from '../observe/tracing.js'
 import type { ParsedOptions } from '../options.js'
+import { requestIdOf } from '../request.js'
 import type { Revocations } from '../cluster/revocations.js'
 import type { Failures } from '../policy/failures.js'
 import { jwtContext, revokedAs, sessionContext } from './context.js'
@@ -56,7 +57,6 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   /** Who the request comes from. Neither throws nor rejects. */
   function authenticate (request: FastifyRequest, { bearer, mayUseCookie }: Presented): Maybe<AuthContext | Refusal> {
     if (bearer === null) return trySession(request, mayUseCookie)
-    if (failures?.isBlocked(request, request) === true) return TOO_MANY
     return whenReady(tryJwt(request, bearer, request), outcome => {
       if (!isRefusal(outcome) || options.fallback === 'absent' || sessions?.isPresented(request) !== true) return outcome
       // Where the session does not help either, the bearer's refusal tells the client what to do.
@@ -67,10 +67,12 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
 
   function tryJwt (request: FastifyRequest, { token, via }: NonNullable<Presented['bearer']>, presented: object): Maybe<AuthContext | Refusal> {
     if (jwt === null) return INVALID_TOKEN
-    return closed(request, 'jwt', () => whenReady(jwt.verify(token), (outcome): Maybe<AuthContext | Refusal> => {
-      if (outcome === FORGED) return failures?.count(request, presented, INVALID_TOKEN, () => claimedBy(token)) ?? INVALID_TOKEN
-      return isRefusal(outcome) ? outcome : unlessRevoked(jwtContext(outcome, via))
-    }))
+    return closed(request, 'jwt', () => failures?.isBlocked(request, presented) === true
+      ? TOO_MANY
+      : whenReady(jwt.verify(token), (outcome): Maybe<AuthContext | Refusal> => {
+        if (outcome === FORGED) return failures?.count(request, presented, INVALID_TOKEN, () => claimedBy(token)) ?? INVALID_TOKEN
+        return isRefusal(outcome) ? outcome : unlessRevoked(jwtContext(outcome, via))
+      }))
   }
 
   /** Every credential comes by here, remembered or not, at every use. */
@@ -82,35 +84,36 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
 
   /** Who a ticket stands for: it is worth what its credential is worth here and now. Neither throws nor rejects. */
   function redeem (request: FastifyRequest, presented: PresentedTicket): Maybe<AuthContext | Refusal> {
-    if (failures?.isBlocked(request, request) === true) return TOO_MANY
-    return closed(request, 'ticket', () => whenReady(takeTicket({ store: tickets, realm }, presented), (kept): Maybe<AuthContext | Refusal> => {
-      if (kept === FORGED) return failures?.count(request, request, INVALID_TICKET, () => null) ?? INVALID_TICKET
-      if (isRefusal(kept)) return kept
-      const again: Maybe<AuthContext | Refusal> = kept.authType === 'session'
-        ? whenReady(sessions?.reread(request, kept.sessionId) ?? INVALID_TICKET, session =>
-          isRefusal(session) ? INVALID_TICKET : sessionContext(session, undefined, 'ticket'))
-        : whenReady(jwt?.recheck(kept) ?? INVALID_TICKET, token => isRefusal(token) ? INVALID_TICKET : jwtContext(token, 'ticket'))
-      return whenReady(again, context => {
-        if (isRefusal(context)) return context
-        const isSame = context.userId === kept.userId && context.tenantId === kept.tenantId
-        return isSame ? unlessRevoked(context) : INVALID_TICKET
-      })
-    }))
+    return closed(request, 'ticket', () => failures?.isBlocked(request, request) === true
+      ? TOO_MANY
+      : whenReady(takeTicket({ store: tickets, realm }, presented), (kept): Maybe<AuthContext | Refusal> => {
+        if (kept === FORGED) return failures?.count(request, request, INVALID_TICKET, () => null) ?? INVALID_TICKET
+        if (isRefusal(kept)) return kept
+        const again: Maybe<AuthContext | Refusal> = kept.authType === 'session'
+          ? whenReady(sessions?.reread(request, kept.sessionId) ?? INVALID_TICKET, session =>
+            isRefusal(session) ? INVALID_TICKET : sessionContext(session, undefined, 'ticket'))
+          : whenReady(jwt?.recheck(kept) ?? INVALID_TICKET, token => isRefusal(token) ? INVALID_TICKET : jwtContext(token, 'ticket'))
+        return whenReady(again, context => {
+          if (isRefusal(context)) return context
+          const isSame = context.userId === kept.userId && context.tenantId === kept.tenantId
+          return isSame ? unlessRevoked(context) : INVALID_TICKET
+        })
+      }))
   }
 
   function verifyToken (request: FastifyRequest, token: string): Maybe<AuthContext | Refusal> {
-    const presented = {}
-    return failures?.isBlocked(request, presented) === true ? TOO_MANY : tryJwt(request, { token, via: 'message' }, presented)
+    return tryJwt(request, { token, via: 'message' }, {})
   }
 
   function trySession (request: FastifyRequest, mayUseCookie: () => boolean, fallbackFrom?: Refusal): Maybe<AuthContext | Refusal> {
     if (!sessions?.isPresented(request)) return MISSING
     if (!mayUseCookie()) return 'FST_HYBRID_AUTH_ORIGIN_REFUSED'
-    if (failures?.isBlocked(request, request) === true) return TOO_MANY
-    return closed(request, 'session', () => whenReady(sessions.verifySession(request), (outcome): Maybe<AuthContext | Refusal> => {
-      if (outcome === FORGED) return failures?.count(request, request, INVALID_SESSION, () => null) ?? INVALID_SESSION
-      return isRefusal(outcome) ? outcome : unlessRevoked(sessionContext(outcome, fallbackFrom))
-    }))
+    return closed(request, 'session', () => failures?.isBlocked(request, request) === true
+      ? TOO_MANY
+      : whenReady(sessions.verifySession(request), (outcome): Maybe<AuthContext | Refusal> => {
+        if (outcome === FORGED) return failures?.count(request, request, INVALID_SESSION, () => null) ?? INVALID_SESSION
+        return isRefusal(outcome) ? outcome : unlessRevoked(sessionContext(outcome, fallbackFrom))
+      }))
   }
 
   return {
@@ -160,7 +163,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
 }
 
 function verificationOf (request: FastifyRequest, credential: Verification['credential']): Verification {
-  return { requestId: excerpt(request.id), route: request.routeOptions.url ?? '', credential }
+  return { requestId: excerpt(requestIdOf(request)), route: request.routeOptions.url ?? '', credential }
 }
 
 function outcomeOf (outcome: AuthContext | Refusal): string {
