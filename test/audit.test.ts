@@ -563,3 +563,17 @@ t.test('what a client says of itself is cut at 256 characters, and without what 
     }
   }
 })
+
+t.test('an address and a request id that a client made up are cut, and hold no token', async t => {
+  const { host, take } = await world(t, { level: 'silent', fastify: { trustProxy: true, requestIdHeader: 'x-request-id', genReqId: () => 'mine' } })
+  const token = goodToken()
+  for (const value of [token, 'x'.repeat(1000), `a ${token} b`]) {
+    await ask(host, '/me', { headers: { 'x-forwarded-for': value, 'x-request-id': value } })
+    const refused = await take('refused')
+    const { ip, requestId } = 'ip' in refused ? refused : { ip: null, requestId: '' }
+    for (const text of [ip ?? '', requestId]) {
+      t.ok(text.length <= 256, `${text.length} characters`)
+      for (const part of token.split('.')) t.notOk(text.includes(part.slice(0, 16)), `no token in ${text}`)
+    }
+  }
+})

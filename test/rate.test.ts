@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
 import { Registry } from 'prom-client'
-import type { AuditEvent, AuthContext, HybridAuthOptions, MessageRule, RouteAuth, RouteRule } from '../lib/index.js'
+import type { AuditEvent, HybridAuthOptions, MessageRule, RouteAuth, RouteRule } from '../lib/index.js'
 import { memoryCluster } from '../lib/cluster/memory.js'
 import { Bucket, BucketTable, type Rate } from '../lib/policy/bucket.js'
 import { MessageRate } from '../lib/policy/rates.js'
@@ -412,9 +412,6 @@ t.test('a client at 0.9 of the rate is never refused, one at twice the rate is c
   t.equal(server.limited(), 1)
 })
 
-const ALICE: AuthContext = {
-  authType: 'jwt', userId: 'alice', role: null, permissions: [], tenantId: null, user: { userId: 'alice' }, via: 'header', issuer: null, authenticatedAt: 0, expiresAt: null, version: 1, claims: {}, tokenId: 'id'
-}
 
 t.test('of whatever rate: at 0.9 nothing is refused, at twice it, more or less evenly, the end comes', async () => {
   fc.assert(fc.property(fc.integer({ min: 1, max: 60 }), fc.constantFrom(0.1, 1, 3, 7, 10, 150, 1500), fc.array(fc.integer({ min: -2, max: 2 }), { minLength: 1, maxLength: 9 }), (more, refillPerSecond, jitter) => {

@@ -94,6 +94,9 @@ t.test('of commands that fail at once as many wait as may', { ...needsRedis }, a
 t.test('a ticket is kept under a name once', { ...needsRedis }, async t => {
   const { url } = await startRedis(t)
   const { cluster } = join(await connect(t, url), 'n')
+  await t.rejects(Promise.resolve(cluster.takeTicket('key')), { code: 'FST_HYBRID_AUTH_UNAVAILABLE' }, 'not before it is connected')
+  await cluster.start()
+  t.teardown(() => cluster.stop())
   await cluster.putTicket('key', 'value', 1000.5)
   await t.rejects(Promise.resolve(cluster.putTicket('key', 'another', 1000)), { code: 'FST_HYBRID_AUTH_UNAVAILABLE' })
   await t.rejects(Promise.resolve(cluster.putTicket('long', 'x'.repeat(64 * 1024), 1000)), { code: 'FST_HYBRID_AUTH_INVALID_OPTION' })

@@ -326,7 +326,7 @@ t.test('a function that hangs, blocks or fails delays no handshake and changes n
       t.match(await upgrade(t, host, bearer()), { status: 101, context: { userId: 'alice' } })
       t.equal((await ask(host, '/me', bearer())).status, 200)
       t.equal((await ask(host)).status, 401)
-      t.ok(performance.now() - started < 1000, `${Math.round(performance.now() - started)} ms`)
+      t.ok(performance.now() - started < 1500, `${Math.round(performance.now() - started)} ms`)
       end.resolve(undefined)
     })
   }
