@@ -9,13 +9,14 @@ import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastif
 import type { Test } from 'tap'
 import { WebSocket, type ClientOptions } from 'ws'
 import hybridAuth, { type HybridAuthOptions, type Identity } from '../lib/index.js'
+import { secret as canary, watch } from './canary.js'
 
 declare module 'fastify' {
   interface Session { user?: Identity }
 }
 
-export const SECRET = 'a secret for tests, 32 bytes or more'
-export const SESSION_SECRET = 'another secret for tests, which signs the session cookies'
+export const SECRET = canary('a secret for tests, 32 bytes or more')
+export const SESSION_SECRET = canary('another secret for tests, which signs the session cookies')
 
 /** An HS256 token as any issuer would make it, from parts that may be anything. */
 export function signHs256 (claims: unknown, header: object = {}, secret: string | Buffer = SECRET): string {
@@ -25,7 +26,7 @@ export function signHs256 (claims: unknown, header: object = {}, secret: string 
 /** Like {@link signHs256}, of texts or bytes that need not be JSON. */
 export function signRaw (header: string | Buffer, payload: string | Buffer, secret: string | Buffer = SECRET): string {
   const input = `${Buffer.from(header).toString('base64url')}.${Buffer.from(payload).toString('base64url')}`
-  return `${input}.${createHmac('sha256', secret).update(input).digest('base64url')}`
+  return canary(`${input}.${createHmac('sha256', secret).update(input).digest('base64url')}`)
 }
 
 export const inSeconds = (seconds: number) => Math.floor(Date.now() / 1000) + seconds
@@ -72,7 +73,7 @@ export interface ServerOptions {
  * the context; `/login` stores a session.
  */
 export async function build (t: Test, options: ServerOptions = {}): Promise<Server> {
-  const app = Fastify(options.fastify)
+  const app = Fastify(watch(t, options.fastify))
   t.teardown(() => app.close())
   let handled = 0
   await app.register(cookie)
@@ -103,7 +104,7 @@ export async function build (t: Test, options: ServerOptions = {}): Promise<Serv
       const answer = await fetch(`http://127.0.0.1:${port}/login`, {
         method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(user)
       })
-      return (answer.headers.get('set-cookie') ?? '').split(';', 1)[0] ?? ''
+      return canary((answer.headers.get('set-cookie') ?? '').split(';', 1)[0] ?? '')
     }
   }
 }

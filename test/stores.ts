@@ -6,6 +6,7 @@ import websocket from '@fastify/websocket'
 import Fastify, { type FastifyInstance, type FastifyServerOptions, type Session } from 'fastify'
 import type { Test } from 'tap'
 import hybridAuth, { type HybridAuthOptions, type SessionStore } from '../lib/index.js'
+import { secret as canary, watch } from './canary.js'
 import { handshake, portOf, SESSION, SESSION_SECRET } from './helpers.js'
 
 /** What a store calls back with; the session may be anything. */
@@ -43,7 +44,7 @@ export const storeOf = (get: SessionStore['get']): SessionStore => ({ get })
 
 /** The `Cookie` header of a session that nobody logged in to. */
 export function cookieFor (sessionId: string, { secret = SESSION_SECRET, prefix = '', name = 'sessionId' } = {}): string {
-  return `${name}=${encodeURIComponent(prefix + new Signer(secret).sign(sessionId))}`
+  return canary(`${name}=${encodeURIComponent(prefix + new Signer(secret).sign(sessionId))}`)
 }
 
 export interface Served {
@@ -55,7 +56,7 @@ export interface Served {
 
 /** A listening server with what `declare` puts into it, and nothing else. */
 export async function serve (t: Test, declare: (app: FastifyInstance) => unknown, options: FastifyServerOptions = {}): Promise<Served> {
-  const app = Fastify(options)
+  const app = Fastify(watch(t, options))
   t.teardown(() => app.close())
   await declare(app)
   await app.listen({ port: 0, host: '127.0.0.1' })

@@ -62,7 +62,7 @@ export class StrikeTable {
     this.#sweeper.wake()
     return {
       isOver,
-      waits: records.map(({ times: [oldest = 0, ...later] }) => later.length + 1 >= max ? Math.min(oldest + window - time, window) : 0),
+      waits: records.map(({ times }) => times.length >= max ? Math.min(Number(times[0]) + window - time, window) : 0),
       isAlert: isReached && !wasSuspected && !isOver
     }
   }
@@ -74,8 +74,11 @@ export class StrikeTable {
     record.endsAt = time + window
     // After the clock was set back, what lies ahead happened now; what lies further ahead than anything can is forgotten.
     if (record.suspectedUntil > time + EPISODE * window) record.suspectedUntil = 0
-    const left = record.times.filter(at => at > time - window && at <= time + window).map(at => Math.min(at, time))
-    record.times.splice(0, Infinity, ...left)
+    const { times } = record
+    // They are in order: mostly there is nothing to do.
+    if (Number(times[0]) > time - window && Number(times.at(-1)) <= time) return record
+    const left = times.filter(at => at > time - window && at <= time + window).map(at => Math.min(at, time))
+    times.splice(0, Infinity, ...left)
     return record
   }
 
