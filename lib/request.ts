@@ -42,10 +42,10 @@ export function setRetryAfter (request: FastifyRequest, code: Refusal, ms: numbe
   (request as FastifyRequest & CarriesRetryAfter)[RETRY_AFTER] = { code, ms: Math.ceil(ms) }
 }
 
-/** undefined: nothing was said with this refusal. */
-export function retryAfterOf (request: FastifyRequest, code: Refusal): number | undefined {
+/** @param otherwise where nothing was said with this refusal */
+export function retryAfterOf<T> (request: FastifyRequest, code: Refusal, otherwise: T): number | T {
   const kept = (request as FastifyRequest & CarriesRetryAfter)[RETRY_AFTER]
-  return kept?.code === code ? kept.ms : undefined
+  return kept?.code === code ? kept.ms : otherwise
 }
 
 /** What a request need not have: `injectWS` makes some without a network socket. */
@@ -63,6 +63,11 @@ export const networkOf = (request: FastifyRequest): Network => request
 /** An application's `genReqId` may answer anything. */
 export function requestIdOf ({ id }: { readonly id: unknown }): string {
   return String(id)
+}
+
+/** The pattern; empty where no route was found. */
+export function routeOf (request: FastifyRequest): string {
+  return request.routeOptions.url ?? ''
 }
 
 /** As pages have it in their origin. Some proxies say `wss` of an upgrade, and a scheme has no case (RFC 3986 §3.1). */

@@ -23,8 +23,9 @@ export function parse<Schema extends v.GenericSchema> (schema: Schema, given: un
   const result = v.safeParse(schema, given)
   if (result.success) return result.output
   // A name that is mistyped explains the one that is missing.
-  const issues = result.issues.flatMap(found => deeper(found, []))
-  const { issue, path: steps } = issues.find(found => isUnknownName(found.issue)) ?? issues[0] ?? { issue: result.issues[0], path: [] }
+  const [first, ...others] = result.issues
+  const issues = [...deeper(first, []), ...others.flatMap(other => deeper(other, []))] as const
+  const { issue, path: steps } = issues.find(found => isUnknownName(found.issue)) ?? issues[0]
   const path = [under, ...steps].filter(part => part !== '').join('.')
   const isMissing = issue.type === 'strict_object' && issue.received === 'undefined'
   const why = isUnknownName(issue) ? 'is not an option' : isMissing ? 'is required' : issue.type === 'strict_object' ? 'must be an object' : issue.message
@@ -40,10 +41,10 @@ interface Found {
 const isName = (step: string | undefined): boolean => step !== undefined && !/^\d/.test(step)
 
 /** Of a value that may be one thing or another, what is wrong inside of it; where it is neither, that. */
-function deeper (issue: v.BaseIssue<unknown>, before: readonly string[]): Found[] {
+function deeper (issue: v.BaseIssue<unknown>, before: readonly string[]): [Found, ...Found[]] {
   const path = [...before, v.getDotPath(issue) ?? ''].filter(part => part !== '')
-  const inside = (issue.issues ?? []).flatMap(one => deeper(one, path)).filter(one => isName(one.path[path.length]))
-  return inside.length > 0 ? inside : [{ issue, path }]
+  const [first, ...others] = (issue.issues ?? []).flatMap(one => deeper(one, path)).filter(one => isName(one.path[path.length]))
+  return first === undefined ? [{ issue, path }] : [first, ...others]
 }
 
 function isUnknownName ({ type, expected }: v.BaseIssue<unknown>): boolean {

@@ -51,8 +51,6 @@ export class NobodysSocket implements SocketOwner {
     return this.#isOpen
   }
 
-  sent (): void {}
-
   closing (): void {}
 
   #isTooMuch (data: RawFrame): boolean {

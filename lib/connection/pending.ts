@@ -84,8 +84,6 @@ export class PendingSocket implements SocketOwner, Wheeled {
     return false
   }
 
-  sent (): void {}
-
   closing (): void {}
 
   fail (name: CloseName, code?: Refusal, details: CloseDetails = {}): void {
@@ -163,7 +161,7 @@ function hasLost (place: Place | null): boolean {
 }
 
 function detailsOf (request: FastifyRequest, code: Refusal): CloseDetails {
-  const retryAfterMs = retryAfterOf(request, code)
+  const retryAfterMs = retryAfterOf(request, code, undefined)
   return retryAfterMs === undefined ? {} : { retryAfterMs }
 }
 

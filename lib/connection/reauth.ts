@@ -78,7 +78,7 @@ function refuse (connection: GuardedConnection, code: Refusal): void {
   connection.failedRefreshes++
   const isLast = connection.failedRefreshes >= MAX_FAILURES
   if (code === TOO_MANY) {
-    const retryAfterMs = retryAfterOf(connection.request, code) ?? RETRY_AFTER
+    const retryAfterMs = retryAfterOf(connection.request, code, RETRY_AFTER)
     if (isLast) closeConnection(connection, 'RateLimited', { retryAfterMs })
     else sendFrame(socket, { type: 'error', code: 'rate_limited', message: 'Too many attempts to authenticate have failed', action: 'retry', retryAfterMs })
     return

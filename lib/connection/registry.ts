@@ -42,7 +42,7 @@ export class Registry {
     const byType = new Map<string, number>([['jwt', 0], ['session', 0]])
     let queuedFrames = 0
     for (const { context: { authType }, held } of this.#all) {
-      byType.set(authType, (byType.get(authType) ?? 0) + 1)
+      byType.set(authType, Number(byType.get(authType)) + 1)
       queuedFrames += held?.length ?? 0
     }
     return { byType, queuedFrames }

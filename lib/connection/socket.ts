@@ -26,7 +26,7 @@ export interface SocketOwner {
   /** Whether the peer may have a frame of the application. One that is past its end is closed here, and ws tells the sender. */
   mayReceive (): boolean
   /** A frame goes out, the application's or one of ours. */
-  sent (): void
+  sent? (): void
   /** The application, or we, close the socket before the peer did. */
   closing (code: number): void
 }
@@ -101,7 +101,7 @@ export function guardedClass (Base: SocketClass): SocketClass {
         if (told !== undefined) process.nextTick(told, authError('FST_HYBRID_AUTH_MISSING_CREDENTIALS'))
         return
       }
-      if (this.readyState === this.OPEN) this[OWNER]?.sent()
+      if (this.readyState === this.OPEN) this[OWNER]?.sent?.()
       if (typeof options === 'object') super.send(data, options, callback)
       else super.send(data, options ?? callback)
     }
@@ -136,7 +136,7 @@ export function guardedClass (Base: SocketClass): SocketClass {
     }
 
     sendControl (text: string): void {
-      this[OWNER]?.sent()
+      this[OWNER]?.sent?.()
       super.send(text)
     }
 

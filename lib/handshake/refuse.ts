@@ -20,7 +20,7 @@ export function createRefuser ({ refuse: mode, closeCodes }: ParsedOptions) {
     }
     const { challenge } = ERRORS[code]
     // RFC 6750 §3: the challenge names an error only where a token was presented.
-    if (isTemporary(code)) reply.header('Retry-After', Math.ceil((retryAfterOf(request, code) ?? RETRY_AFTER) / 1000))
+    if (isTemporary(code)) reply.header('Retry-After', Math.ceil(retryAfterOf(request, code, RETRY_AFTER) / 1000))
     else reply.header('WWW-Authenticate', challenge === undefined ? REALM : `${REALM}, error="${challenge}"`)
     reply.header('Cache-Control', 'no-store').send(authError(code))
   }
@@ -37,7 +37,7 @@ export function createRefuser ({ refuse: mode, closeCodes }: ParsedOptions) {
     const isAccepted = acceptEarly(request.server, request.raw, (socket, net) => {
       // What the client has sent meanwhile is read and dropped: a reset would take the close code along.
       limitBytes(net, MAX_BYTES, () => { socket.terminate() })
-      const retryAfterMs = retryAfterOf(request, code)
+      const retryAfterMs = retryAfterOf(request, code, undefined)
       closeSocket(socket, ERRORS[code].close, closeCodes, retryAfterMs === undefined ? {} : { retryAfterMs })
     })
     if (isAccepted) reply.hijack()

@@ -7,7 +7,7 @@ import type { AuthContext } from '../../types/context.js'
 import type { Reportable } from '../../types/options.js'
 import type { AuthErrorCode } from '../errors.js'
 import { adopt } from '../maybe.js'
-import { networkOf, requestIdOf } from '../request.js'
+import { networkOf, requestIdOf, routeOf } from '../request.js'
 import { excerpt } from './redaction.js'
 import { Sink } from './sink.js'
 import { labelOf, Tally, type ClosedBy } from './tally.js'
@@ -129,7 +129,7 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     },
     /** What would have been refused, were that not only reported. */
     reported (request: FastifyRequest, code: AuthErrorCode, auth: AuthContext | null): void {
-      tally.limited(LIMITS[code] ?? labelOf(code), false)
+      tally.limited(String(LIMITS[code]), false)
       tellAt('refused', request, () => ({ code, enforced: false, ...whoMayBe(auth) }))
     },
     bruteForceSuspected (request: FastifyRequest, by: EventOf<'brute_force_suspected'>['by'], claimed: EventOf<'brute_force_suspected'>['claimed']): void {
@@ -217,7 +217,7 @@ function whoMayBe (auth: AuthContext | null) {
 function placeOf (request: FastifyRequest) {
   const { origin, 'user-agent': userAgent } = request.headers
   return {
-    route: request.routeOptions.url ?? '',
+    route: routeOf(request),
     requestId: excerpt(requestIdOf(request)),
     ip: shortest(networkOf(request).ip),
     websocket: isSocket(request),

@@ -8,6 +8,16 @@ const CANARY = 'canary'
 
 const REDACTED = '[redacted]'
 
+/** Behind a proxy that is trusted the names may be anything, and an application's `trustProxy` may throw. */
+function peerOf (request: FastifyRequest): object {
+  try {
+    const { host = '', ip = '', socket } = networkOf(request)
+    return { host: excerpt(host), remoteAddress: excerpt(ip), remotePort: socket?.remotePort ?? 0 }
+  } catch {
+    return {}
+  }
+}
+
 /** A URL without the values of its `token` and `ticket` parameters, however their names are spelled. */
 export function withoutToken (url: string): string {
   const start = url.indexOf('?')
@@ -21,7 +31,7 @@ export function withoutToken (url: string): string {
 
 function isTokenName (name: string): boolean {
   try {
-    return /^(?:token|ticket(?!\w))/i.test(decodeURIComponent(name))
+    return /token|(?:^|\W)ticket(?!\w)/i.test(decodeURIComponent(name))
   } catch {
     return true
   }
@@ -75,13 +85,7 @@ function scrubAll (value: unknown): unknown {
  */
 export const serializers = Object.freeze({
   req (request: FastifyRequest) {
-    return {
-      method: request.method,
-      url: withoutToken(request.url),
-      host: request.host,
-      remoteAddress: request.ip,
-      remotePort: networkOf(request).socket?.remotePort ?? 0
-    }
+    return { method: request.method, url: scrub(request.url), ...peerOf(request) }
   },
   headers (headers: unknown) {
     return withoutSecrets(headers)
@@ -124,6 +128,6 @@ function requestSerializer (log: FastifyBaseLogger): ((request: object) => unkno
 
 /** As an `onRequest` hook: Fastify writes the URL of a route that does not exist into the log, and into the answer. */
 export function redactNotFound (request: FastifyRequest, _reply: unknown, done: () => void): void {
-  if (request.is404 && request.raw.url !== undefined) request.raw.url = withoutToken(request.raw.url)
+  if (request.is404 && request.raw.url !== undefined) request.raw.url = scrub(request.raw.url)
   done()
 }

@@ -36,7 +36,7 @@ export class Times {
     this.sum += seconds
     const at = this.bounds.findIndex(bound => seconds <= bound)
     const index = at === -1 ? this.bounds.length : at
-    this.counts[index] = (this.counts[index] ?? 0) + 1
+    this.counts[index] = Number(this.counts[index]) + 1
   }
 }
 

@@ -108,7 +108,7 @@ export class Failures {
 
   #learn (names: readonly string[], { waits }: Strike): void {
     for (const [index, name] of names.entries()) {
-      const wait = waits[index] ?? 0
+      const wait = Number(waits[index])
       if (wait === 0) continue
       const wasKnown = this.#waitOf(name) > 0
       this.#keep(name, wait)
@@ -173,5 +173,5 @@ function kindOf (name: string): SuspectedBy {
 }
 
 function isOver ({ waits }: Strike, index: number): boolean {
-  return (waits[index] ?? 0) > 0
+  return Number(waits[index]) > 0
 }

@@ -28,7 +28,8 @@ const MIN_PAUSE = 500
 
 export class MessageRate {
   readonly isShared: boolean
-  readonly #rates: RouteRates
+  /** What all connections of the user may send together. */
+  readonly #user: Rates
   readonly #parts: RateParts
   readonly #messages: Bucket | null
   readonly #bytes: Bucket | null
@@ -42,20 +43,20 @@ export class MessageRate {
 
   /** @param user what the user's buckets are called by */
   constructor (rates: RouteRates, parts: RateParts, user: string, time: number) {
-    this.#rates = rates
+    this.#user = rates.perUser ?? NONE
     this.#parts = parts
     this.isShared = rates.perUser?.shared === true
     this.#messages = rates.messages === null ? null : new Bucket(rates.messages, time)
     this.#bytes = rates.bytes === null ? null : new Bucket(rates.bytes, time)
-    this.#userMessages = `messages:${nameOf(rates.perUser?.messages)}:${user}`
-    this.#userBytes = `bytes:${nameOf(rates.perUser?.bytes)}:${user}`
-    this.#pause = 2 * Math.max(MIN_PAUSE, ...[rates, rates.perUser ?? NONE].flatMap(({ messages, bytes }) => [timeToFill(messages), timeToFill(bytes)]))
-    this.#maxRefusals = Math.max(MIN_REFUSALS, rates.messages?.capacity ?? rates.perUser?.messages?.capacity ?? 0)
+    this.#userMessages = `messages:${nameOf(this.#user.messages)}:${user}`
+    this.#userBytes = `bytes:${nameOf(this.#user.bytes)}:${user}`
+    this.#pause = 2 * Math.max(MIN_PAUSE, ...[rates, this.#user].flatMap(({ messages, bytes }) => [timeToFill(messages), timeToFill(bytes)]))
+    this.#maxRefusals = Math.max(MIN_REFUSALS, (rates.messages ?? this.#user.messages)?.capacity ?? 0)
   }
 
   /** Takes a message of so many bytes from every bucket of this process, or from none. @returns 0, or how long to wait, in milliseconds */
   spend (size: number, time: number): number {
-    const { messages, bytes } = this.isShared || this.#rates.perUser === null ? NONE : this.#rates.perUser
+    const { messages, bytes } = this.isShared ? NONE : this.#user
     const userMessages = messages === null ? null : this.#parts.users.of(this.#userMessages, messages, time)
     const userBytes = bytes === null ? null : this.#parts.users.of(this.#userBytes, bytes, time)
     const wait = Math.max(
@@ -76,7 +77,7 @@ export class MessageRate {
    * @param patience how long the cluster may take, in milliseconds; after that this process counts alone
    */
   spendShared (size: number, patience: number): Maybe<number> {
-    const { messages, bytes } = this.#rates.perUser ?? NONE
+    const { messages, bytes } = this.#user
     const debits: Debit[] = []
     if (messages !== null) debits.push({ key: this.#userMessages, rate: messages, cost: 1 })
     if (bytes !== null) debits.push({ key: this.#userBytes, rate: bytes, cost: size })
@@ -109,8 +110,8 @@ export class MessageRate {
 const NONE: Rates = { messages: null, bytes: null }
 
 /** Routes of one URL may differ by host or version, and each has its own bucket. */
-function nameOf (rate: Rate | null | undefined): string {
-  return rate == null ? '' : `${rate.capacity}/${rate.refillPerSecond}`
+function nameOf (rate: Rate | null): string {
+  return rate === null ? '' : `${rate.capacity}/${rate.refillPerSecond}`
 }
 
 function timeToFill (rate: Rate | null): number {

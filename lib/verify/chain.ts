@@ -8,7 +8,7 @@ import type { Tally } from '../observe/tally.js'
 import { excerpt } from '../observe/redaction.js'
 import { Tracer } from '../observe/tracing.js'
 import type { ParsedOptions } from '../options.js'
-import { requestIdOf } from '../request.js'
+import { requestIdOf, routeOf } from '../request.js'
 import type { Revocations } from '../cluster/revocations.js'
 import type { Failures } from '../policy/failures.js'
 import { jwtContext, revokedAs, sessionContext } from './context.js'
@@ -163,7 +163,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
 }
 
 function verificationOf (request: FastifyRequest, credential: Verification['credential']): Verification {
-  return { requestId: excerpt(requestIdOf(request)), route: request.routeOptions.url ?? '', credential }
+  return { requestId: excerpt(requestIdOf(request)), route: routeOf(request), credential }
 }
 
 function outcomeOf (outcome: AuthContext | Refusal): string {

@@ -118,16 +118,19 @@ export function createJwtVerifier (options: ParsedJwtOptions, counts: CacheCount
 /** null: the signature is wrong, or the payload is not UTF-8, not an object, or nested past measure. */
 function readClaims (token: string, payloadSegment: string, verify: SignatureVerifier): PlainObject | null {
   const { stackTraceLimit } = Error
+  // A bad signature is told by throwing, and a stack that nobody reads would make it dearer than a good one.
+  Reflect.set(Error, 'stackTraceLimit', 0)
+  const payload = orNull(() => verify(token))
+  Reflect.set(Error, 'stackTraceLimit', stackTraceLimit)
+  if (!isObject(payload) || !isUtf8(Buffer.from(payloadSegment, 'base64url'))) return null
+  return orNull(() => freezeParsed(payload))
+}
+
+function orNull<T> (run: () => T): T | null {
   try {
-    // A bad signature is told by throwing, and a stack that nobody reads would make it dearer than a good one.
-    Reflect.set(Error, 'stackTraceLimit', 0)
-    const payload = verify(token)
-    if (!isObject(payload) || !isUtf8(Buffer.from(payloadSegment, 'base64url'))) return null
-    return freezeParsed(payload)
+    return run()
   } catch {
     return null
-  } finally {
-    Reflect.set(Error, 'stackTraceLimit', stackTraceLimit)
   }
 }
 

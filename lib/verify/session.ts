@@ -123,9 +123,9 @@ function isForged (request: FastifyRequest, { cookieName, cookiePrefix }: Parsed
 
 /** @fastify/session keeps its signer in every session, under a symbol of its own; its description is all there is to know it by. */
 function signerOf (session: unknown): Unsigner | null {
-  if (typeof session !== 'object' || session === null) return null
-  const symbol = Object.getOwnPropertySymbols(session).find(({ description }) => description === 'cookieSignerKey')
-  const signer: unknown = symbol === undefined ? undefined : Reflect.get(session, symbol)
+  const held = Object(session) as object
+  const symbol = Object.getOwnPropertySymbols(held).find(({ description }) => description === 'cookieSignerKey')
+  const signer: unknown = symbol === undefined ? undefined : Reflect.get(held, symbol)
   return isUnsigner(signer) ? signer : null
 }
 
