@@ -32,7 +32,13 @@ export function commands (origin, logins) {
     ['The socket with neither: 401',
       node(`"${live}"`)],
     ['A bad token as browsers send it: closed with 4001, which a page can read',
-      node(`"${live}", ["hybrid-auth.v1", "bearer.wrong"]`)]
+      node(`"${live}", ["hybrid-auth.v1", "bearer.wrong"]`)],
+    ['Ten guesses from one address raise one alert: from then on 429, also where the route is another',
+      `for n in 1 2 3 4 5 6 7 8 9 10; do curl -so /dev/null -w '%{http_code} ' ${origin}/me -H "authorization: Bearer guess.$n.guess"; done; echo`],
+    ['A good token still passes',
+      `curl -s -w '\\n' ${origin}/me -H "authorization: Bearer $TOKEN"`],
+    ['What happened so far, for Prometheus',
+      `curl -s ${origin}/metrics -H "authorization: Bearer ${token(root)}" | grep -E 'handshakes_total|limited_total|suspected_total'`]
   ])
 }
 

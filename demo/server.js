@@ -7,6 +7,7 @@ import session from '@fastify/session'
 import websocket from '@fastify/websocket'
 import { createSigner } from 'fast-jwt'
 import Fastify from 'fastify'
+import { Registry } from 'prom-client'
 import hybridAuth from 'fastify-hybrid-auth'
 import { commands } from './commands.js'
 import { createUsers } from './users.js'
@@ -82,6 +83,7 @@ export async function buildDemo ({ audit, secret = randomBytes(32), store, clust
   await app.register(hybridAuth, {
     jwt: { key, algorithms: ['HS256'], issuer: ISSUER, audience: ISSUER },
     session: { user: session => session.user ?? null },
+    limits: { connections: { perUser: 10 }, connects: { perUser: 120 } },
     cluster,
     audit
   })
@@ -90,7 +92,7 @@ export async function buildDemo ({ audit, secret = randomBytes(32), store, clust
   addLogin(app, users, sign)
   addControl(app)
 
-  app.get('/live', { websocket: true }, (socket, request) => {
+  app.get('/live', { websocket: true, auth: { rate: { capacity: 50, refillPerSecond: 10 } } }, (socket, request) => {
     socket.send(JSON.stringify({ type: 'hello', auth: describe(request.auth) }))
     socket.on('message', (data, isBinary) => { socket.send(data, { binary: isBinary }) })
   })
@@ -148,6 +150,10 @@ function addControl (app) {
     return { ticket: await app.hybridAuth.issueTicket(request) }
   })
 
+  const registry = new Registry()
+  app.hybridAuth.metrics(registry)
+  app.get('/metrics', { auth: { role: 'admin' } }, async (request, reply) => reply.type(registry.contentType).send(await registry.metrics()))
+
   app.get('/status', { auth: { role: 'admin' } }, async () => ({ ...app.hybridAuth.status(), sockets: app.hybridAuth.count() }))
 }
 
@@ -183,7 +189,7 @@ async function start () {
 /** @param name of the process, where there are several */
 export function printDecision ({ type, time, route, websocket, code, closeCode, userId, authType, via }, name) {
   const where = route === undefined ? [] : [websocket ? 'socket' : 'http', route]
-  const who = userId === undefined ? [] : [userId, authType, `via ${via}`]
+  const who = userId == null || authType == null ? [] : [userId, authType, `via ${via}`]
   console.log([new Date(time).toLocaleTimeString('en-GB'), name, type, ...where, ...who, code ?? closeCode].filter(Boolean).join('  '))
 }
 

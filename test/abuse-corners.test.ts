@@ -2,12 +2,14 @@
 import websocket from '@fastify/websocket'
 import type { FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
-import hybridAuth, { type AuditEvent, type HybridAuthOptions, type RouteRule } from '../lib/index.js'
+import hybridAuth, { serializers, type AuditEvent, type HybridAuthOptions, type RouteRule } from '../lib/index.js'
 import { OVER } from '../lib/cluster/cluster.js'
 import { memoryCluster } from '../lib/cluster/memory.js'
-import { goodToken, JWT } from './helpers.js'
+import { Failures } from '../lib/policy/failures.js'
+import { wheel, type Wheeled } from '../lib/wheel.js'
+import { goodToken, JWT, upgrade } from './helpers.js'
 import { setClock } from './live.js'
-import { driverOf } from './revoking.js'
+import { driverOf, untyped } from './revoking.js'
 import { deferred, serve, type Served } from './stores.js'
 import { authFrame, connected, connect, until } from './wire.js'
 
@@ -133,4 +135,77 @@ t.test('nobody of whom the address cannot be told has a bucket of his own', asyn
   other.send('mine')
   await other.heard.reach(1)
   t.same([peer.heard.all, other.heard.all], [['0'], ['mine']])
+})
+
+t.test('nobody under a limit of places alone sends and pings as he likes', async t => {
+  const server = await cornered(t, { optional: true }, { limits: { connections: { perIp: 1 } } })
+  const peer = await connected(t, server.host, { path: '/app', token: null })
+  for (let n = 0; n < 3; n++) {
+    peer.socket.ping()
+    peer.send(String(n))
+  }
+  await peer.heard.reach(3)
+  t.same(peer.heard.all, ['0', '1', '2'])
+  t.equal((await upgrade(t, server.host, { path: '/app' })).status, 429)
+})
+
+t.test('what all nodes refuse is given back to the buckets of the socket, bytes too', async t => {
+  let isFull = true
+  const server = await cornered(t, { rate: { bytes: { capacity: 5, refillPerSecond: 0.001 }, perUser: { capacity: 5, refillPerSecond: 5, shared: true } }, control: true }, {
+    cluster: driverOf(() => ({ spend: () => isFull ? 100 : 0 }))
+  })
+  const peer = await connected(t, server.host, { path: '/app' })
+  peer.send('first')
+  await peer.heard.reach(1)
+  t.match(JSON.parse(peer.heard.all[0] ?? ''), { code: 'rate_limited', retryAfterMs: 100 })
+  isFull = false
+  peer.send('again')
+  await peer.heard.reach(2)
+  t.equal(peer.heard.all[1], 'again')
+})
+
+t.test('serializers.headers takes headers in every shape', async t => {
+  const secret = 'Bearer of.a.secret'
+  t.same(serializers.headers(new Headers({ authorization: secret, accept: 'text/html' })), { accept: 'text/html', authorization: '[redacted]' })
+  t.same(serializers.headers({ Cookie: secret, age: 7, via: ['a', 'https://b.example/?token=x'] }), { Cookie: '[redacted]', age: 7, via: ['a', 'https://b.example/?token=[redacted]'] })
+  t.same(serializers.headers(['Authorization', secret, 'Host', 'a']), ['Authorization', '[redacted]', 'Host', 'a'])
+  t.equal(serializers.headers(undefined), undefined)
+})
+
+/** A counter whose cluster always says the same. */
+function failuresThat (t: Test, isReportOnly: boolean): { failures: Failures, reported: string[] } {
+  const reported: string[] = []
+  const failures = new Failures({ max: 1, window: 60_000, block: 'credential' }, {
+    cluster: { strike: names => ({ isOver: true, isAlert: false, waits: names.map(() => 1000) }) },
+    isReportOnly,
+    onSuspected () {},
+    onReported (_request, code) { reported.push(code) },
+    onBlocked () {}
+  })
+  t.teardown(() => { failures.stop() })
+  return { failures, reported }
+}
+
+t.test('what another node has counted is only reported too where that was asked for', async t => {
+  for (const isReportOnly of [true, false]) {
+    const { failures, reported } = failuresThat(t, isReportOnly)
+    const answer = failures.count(untyped({ ip: '192.0.2.1' }), {}, 'FST_HYBRID_AUTH_INVALID_TOKEN', () => null)
+    t.equal(answer, isReportOnly ? 'FST_HYBRID_AUTH_INVALID_TOKEN' : 'FST_HYBRID_AUTH_TOO_MANY_FAILURES')
+    t.equal(reported.length, isReportOnly ? 1 : 0)
+  }
+})
+
+t.test('a sweep leaves the blocks that are not over', async t => {
+  const clock = setClock(t)
+  clock.freeze()
+  const sweepers = new Set<Wheeled>()
+  const schedule = wheel.schedule.bind(wheel)
+  t.teardown(() => { wheel.schedule = schedule })
+  wheel.schedule = one => { sweepers.add(one) }
+  const { failures } = failuresThat(t, false)
+  failures.block('192.0.2.1', 1000)
+  failures.block('192.0.2.2', 50_000)
+  clock.move(1000)
+  for (const sweeper of sweepers) sweeper.look()
+  t.equal(failures.count(untyped({ ip: '192.0.2.2' }), {}, 'FST_HYBRID_AUTH_INVALID_TOKEN', () => null), 'FST_HYBRID_AUTH_TOO_MANY_FAILURES')
 })

@@ -98,7 +98,10 @@ t.test('every printed command does what its title says', { skip: lacks('bash', '
     /^\{"type":"hello","auth":\{"authType":"jwt","via":"subprotocol"[\s\S]*\nping\n1005/,
     /^\{"type":"hello","auth":\{"authType":"session","via":"cookie"[\s\S]*\nping\n1005/,
     /^Unexpected server response: 401$/m,
-    /^4001 \{"code":"authentication_failed"/
+    /^4001 \{"code":"authentication_failed"/,
+    /^(?:401 ){9}429 $/m,
+    /^\{"authType":"jwt","via":"header","userId":"alice"/,
+    /hybrid_auth_handshakes_total\{transport="http",outcome="too_many_failures"\} 1\n[\s\S]*hybrid_auth_limited_total\{limit="failures",enforced="true"\} 1\n[\s\S]*hybrid_auth_brute_force_suspected_total 1/
   ]
   t.equal(answers.length, expected.length)
   for (const [i, pattern] of expected.entries()) t.match(answers[i], pattern)

@@ -1,10 +1,11 @@
 import Fastify, { type FastifyRequest, type preHandlerHookHandler } from 'fastify'
 import { createPublicKey } from 'node:crypto'
+import { Registry } from 'prom-client'
 import { createClient } from 'redis'
 import { describe, expect, test } from 'tstyche'
 import hybridAuth, {
   hybridAuth as named, type AuditEvent, type AuthContext, type AuthErrorCode, type CommandResult, type HybridAuthOptions,
-  type Identity, type RevokeTarget
+  type Identity, type RevokeTarget, type RouteAuth, type Verification
 } from '../lib/index.js'
 import { redisCluster } from '../lib/cluster/redis.js'
 import { CLOSE, type CloseAction } from '../lib/protocol.js'
@@ -118,10 +119,38 @@ describe('the cluster', () => {
   })
 })
 
+describe('limits', () => {
+  test('of a route: messages, bytes, and of a user', () => {
+    expect<RouteAuth>().type.toBeAssignableFrom({ rate: { capacity: 50, refillPerSecond: 10 } })
+    expect<RouteAuth>().type.toBeAssignableFrom({ rate: { bytes: { capacity: 1, refillPerSecond: 1 }, perUser: { capacity: 1, refillPerSecond: 1, shared: true } } })
+    expect<RouteAuth>().type.not.toBeAssignableFrom({ rate: { bytes: 1000 } })
+  })
+
+  test('of a registration', () => {
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user }, failures: { max: 5, block: 'address' as const }, limits: { connects: { perIp: 60 } }, report: ['origin' as const] })
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user }, failures: false as const })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { ...jwt, user }, failures: true as const })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { ...jwt, user }, report: ['permissions' as const] })
+  })
+})
+
 describe('what is told', () => {
   test('audit events are a union on type', () => {
     expect<Extract<AuditEvent, { type: 'fallback' }>['code']>().type.toBe<AuthErrorCode>()
-    expect<Extract<AuditEvent, { type: 'refused' }>>().type.not.toHaveProperty('userId')
+    expect<Extract<AuditEvent, { type: 'refused' }>['userId']>().type.toBe<string | null>()
+    expect<Extract<AuditEvent, { type: 'authenticated' }>['userId']>().type.toBe<string>()
+    expect<Extract<AuditEvent, { type: 'closed' }>['framesIn']>().type.toBe<number>()
+    expect<Extract<AuditEvent, { type: 'command' }>>().type.not.toHaveProperty('sessionId')
+  })
+
+  test('a registry of prom-client is taken as it is', () => {
+    expect(app.hybridAuth.metrics).type.toBeCallableWith(new Registry())
+    expect(app.hybridAuth.metrics).type.not.toBeCallableWith({})
+  })
+
+  test('what subscribers of the TracingChannel get holds no request', () => {
+    expect<Verification['credential']>().type.toBe<'token' | 'session' | 'ticket' | 'none'>()
+    expect<Verification>().type.not.toHaveProperty('request')
   })
 
   test('close codes are literals', () => {
