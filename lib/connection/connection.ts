@@ -192,6 +192,7 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
 
   mayReceive (): boolean {
     isOver(this)
+    if (this.isOpen && this.socket.readyState === this.socket.OPEN) this.framesOut++
     return true
   }
 

@@ -23,9 +23,9 @@ export interface SocketOwner {
   listened (): void
   /** The socket is closed. false: the event waits for `emitClose`. */
   closed (code: number, reason: Buffer): boolean
-  /** Whether the peer may have a frame of the application. One that is past its end is closed here, and ws tells the sender. */
+  /** Whether the peer may have a frame of the application, which is sent then. One that is past its end is closed here, and ws tells the sender. */
   mayReceive (): boolean
-  /** A frame goes out, the application's or one of ours. */
+  /** A frame of ours goes out. */
   sent? (): void
   /** The application, or we, close the socket before the peer did. */
   closing (code: number): void
@@ -101,7 +101,6 @@ export function guardedClass (Base: SocketClass): SocketClass {
         if (told !== undefined) process.nextTick(told, authError('FST_HYBRID_AUTH_MISSING_CREDENTIALS'))
         return
       }
-      if (this.readyState === this.OPEN) this[OWNER]?.sent?.()
       if (typeof options === 'object') super.send(data, options, callback)
       else super.send(data, options ?? callback)
     }

@@ -76,7 +76,10 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
         if (admission === null) return takePlace(null)
         if (!isContext(admission)) return admission
         who = admission
-        return whenReady(meets(admission, request), (holds): Maybe<Verdict> => holds ? takePlace(admission) : 'FST_HYBRID_AUTH_FORBIDDEN')
+        return whenReady(meets(admission, request), (holds): Maybe<Verdict> => {
+          if (!holds) return 'FST_HYBRID_AUTH_FORBIDDEN'
+          return hub.limits === null ? admission : takePlace(admission)
+        })
       }), failed)
       settleWithin<Verdict>(admitted, options.handshakeTimeout, UNAVAILABLE, given => {
         if (reply.sent || networkOf(request).socket?.destroyed === true) return

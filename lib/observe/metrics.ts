@@ -96,7 +96,7 @@ function describe ({ tally, hub, node }: Measured): Metric[] {
     counter('revoked', 'Sockets whose credential was revoked.', () => one(tally.revoked)),
     histogram('revocation_seconds', 'From the order to revoke until this node had carried it out.', tally.revocationLatency),
     counter('closes', 'Sockets that ended, by close code and by whom: authentication, limit, server, application, peer, network.',
-      () => pairs(tally.closes, ['code', 'by'])),
+      () => Object.entries(tally.closes).flatMap(([by, counts]) => [...counts.entries()].map(([code, value]) => ({ value, labels: { code: String(code), by } })))),
     counter('messages_refused', 'Messages that a route did not allow.', () => one(tally.messagesRefused)),
     counter('limited', 'What a limit refused, or only reported.', () => pairs(tally.limits, ['limit', 'enforced'])),
     counter('brute_force_suspected', 'Alerts for too many credentials that look like guesses.', () => one(tally.bruteForces)),

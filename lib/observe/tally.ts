@@ -2,18 +2,14 @@
 import type { AuthErrorCode } from '../errors.js'
 
 /** How often each member of a small set of names was seen. */
-export class Counts {
-  readonly #counts = new Map<string, number>()
+export class Counts<Name extends string | number = string> {
+  readonly #counts = new Map<Name, number>()
 
-  add (name: string, by = 1): void {
-    this.#counts.set(name, this.of(name) + by)
+  add (name: Name): void {
+    this.#counts.set(name, (this.#counts.get(name) ?? 0) + 1)
   }
 
-  of (name: string): number {
-    return this.#counts.get(name) ?? 0
-  }
-
-  entries (): Iterable<readonly [string, number]> {
+  entries (): Iterable<readonly [Name, number]> {
     return this.#counts
   }
 }
@@ -51,8 +47,11 @@ export class Tally {
   readonly upgrades = new Counts()
   readonly requests = new Counts()
   readonly refreshes = new Counts()
-  /** By code and {@link ClosedBy}. */
-  readonly closes = new Counts()
+  /** By whom, and by code. */
+  readonly closes: Readonly<Record<ClosedBy, Counts<number | 'other'>>> = {
+    authentication: new Counts(), limit: new Counts(), server: new Counts(), application: new Counts(), peer: new Counts(), network: new Counts()
+  }
+
   /** By limit and whether it was enforced. */
   readonly limits = new Counts()
   readonly verifyTimes = new Times(VERIFY_BOUNDS)
@@ -72,7 +71,7 @@ export class Tally {
 
   /** A peer may close with any of thousands of codes: those that mean something are told apart. */
   closed (code: number, by: ClosedBy): void {
-    this.closes.add(join(by === 'peer' && !PEER_CODES.has(code) ? 'other' : String(code), by))
+    this.closes[by].add(by === 'peer' && !PEER_CODES.has(code) ? 'other' : code)
   }
 
   limited (limit: string, isEnforced: boolean): void {
