@@ -412,7 +412,6 @@ t.test('a client at 0.9 of the rate is never refused, one at twice the rate is c
   t.equal(server.limited(), 1)
 })
 
-
 t.test('of whatever rate: at 0.9 nothing is refused, at twice it, more or less evenly, the end comes', async () => {
   fc.assert(fc.property(fc.integer({ min: 1, max: 60 }), fc.constantFrom(0.1, 1, 3, 7, 10, 150, 1500), fc.array(fc.integer({ min: -2, max: 2 }), { minLength: 1, maxLength: 9 }), (more, refillPerSecond, jitter) => {
     // A clock that knows no part of a millisecond needs room for what comes in one.
