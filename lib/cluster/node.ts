@@ -5,12 +5,12 @@ import type { Hub } from '../connection/hub.js'
 import { authError } from '../errors.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
-import { Bucket } from '../policy/bucket.js'
-import { Failures } from '../policy/failures.js'
-import { ConnectionLimits } from '../policy/limits.js'
+import type { Failures } from '../policy/failures.js'
+import type { ConnectionLimits } from '../policy/limits.js'
 import { ANYBODY, type Cluster, type ClusterDriver, type ClusterMember, type Lease, type Outcome, type Recovery } from './cluster.js'
 import { carryOut, NOTHING } from './carry-out.js'
 import type { Command } from './command.js'
+import { createCounters } from './counters.js'
 import { ClusterLoss } from './loss.js'
 import type { Revocation, Revocations } from './revocations.js'
 import { parseRevoke, type RevokeSettings } from './target.js'
@@ -60,9 +60,9 @@ export class ClusterNode implements ClusterMember {
   #lag = 0
   #ignored = 0
   #isStopped = false
-  readonly #blocks = new Bucket({ capacity: 100, refillPerSecond: 1 }, Date.now())
 
-  constructor ({ cluster, limits, failures, revocations, report, jwt }: ParsedOptions & { readonly cluster: ClusterDriver }, known: Revocations, audit: Auditor, { onLost, onIgnored }: ClusterReports) {
+  constructor (options: ParsedOptions & { readonly cluster: ClusterDriver }, known: Revocations, audit: Auditor, { onLost, onIgnored }: ClusterReports) {
+    const { cluster, revocations, jwt } = options
     this.id = audit.nodeId
     this.#audit = audit
     this.#loss = new ClusterLoss(audit, onLost)
@@ -71,25 +71,12 @@ export class ClusterNode implements ClusterMember {
     this.#settings = { retention: revocations.retention, clockTolerance: jwt?.clockTolerance ?? 0 }
     this.cluster = cluster.join(this)
     known.isComplete = this.cluster.isConnected
-    this.limits = limits.connections === undefined && limits.connects === undefined
-      ? null
-      : new ConnectionLimits(limits, {
-        cluster: this.cluster,
-        nodeId: this.id,
-        evict: leases => { this.#evict(leases) },
-        isReportOnly: limit => report.includes(limit),
-        onRefused: limit => { audit.tally.limited(limit, true) },
-        onReported: (request, code, auth) => { audit.reported(request, code, auth) }
-      })
-    this.failures = failures === false
-      ? null
-      : new Failures(failures, {
-        cluster: this.cluster,
-        isReportOnly: report.includes('failures'),
-        onSuspected: (request, by, claimed) => { audit.bruteForceSuspected(request, by, claimed) },
-        onReported: (request, code) => { audit.reported(request, code, null) },
-        onBlocked: (address, ms) => { this.#tellOfBlock(address, ms) }
-      })
+    const { limits, failures } = createCounters(options, this.cluster, audit, {
+      evict: leases => { this.#evict(leases) },
+      block: (address, ms) => { this.order({ type: 'block', address, ms }, { awaits: false }).catch(() => {}) }
+    })
+    this.limits = limits
+    this.failures = failures
   }
 
   /** The connections that commands are about. */
@@ -237,13 +224,6 @@ export class ClusterNode implements ClusterMember {
   /** What was ordered before this node began could not come sooner, and what is told anew was here before. */
   #isFresh ({ at, from, id }: Command): boolean {
     return at >= this.#startedAt && from !== ANYBODY && !this.#known.has(id)
-  }
-
-  /** A flood of addresses must not become one of orders: past some, each node finds out by itself. */
-  #tellOfBlock (address: string, ms: number): void {
-    if (this.#blocks.wait(1, Date.now()) > 0) return
-    this.#blocks.take(1)
-    this.order({ type: 'block', address, ms }, { awaits: false }).catch(() => {})
   }
 
   /** Revocations are known by themselves, and an address may be blocked twice. */
