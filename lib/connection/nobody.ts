@@ -14,6 +14,9 @@ import type { GuardedSocket, RawFrame, SocketOwner } from './socket.js'
 export const NOBODY = Symbol('nobody')
 
 export class NobodysSocket implements SocketOwner {
+  readonly heard = ignore
+  readonly listened = ignore
+  readonly closing = ignore
   readonly #socket: GuardedSocket
   readonly #request: FastifyRequest
   readonly #hub: Hub
@@ -39,10 +42,6 @@ export class NobodysSocket implements SocketOwner {
     if (this.#isOpen && !this.#isTooMuch(data)) this.#socket.deliver(data, isBinary)
   }
 
-  heard (): void {}
-
-  listened (): void {}
-
   closed (): boolean {
     return true
   }
@@ -50,8 +49,6 @@ export class NobodysSocket implements SocketOwner {
   mayReceive (): boolean {
     return this.#isOpen
   }
-
-  closing (): void {}
 
   #isTooMuch (data: RawFrame): boolean {
     const time = now()
@@ -85,3 +82,5 @@ function addressOf (request: FastifyRequest): string | null {
     return null
   }
 }
+
+function ignore (): void {}
