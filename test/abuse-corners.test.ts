@@ -1,9 +1,10 @@
 /** Corners of the limits that the other files do not turn. */
 import websocket from '@fastify/websocket'
 import type { FastifyInstance } from 'fastify'
+import { Registry } from 'prom-client'
 import t, { type Test } from 'tap'
 import hybridAuth, { serializers, type AuditEvent, type HybridAuthOptions, type RouteRule } from '../lib/index.js'
-import { OVER } from '../lib/cluster/cluster.js'
+import { OVER, type ClusterDriver } from '../lib/cluster/cluster.js'
 import { memoryCluster } from '../lib/cluster/memory.js'
 import { Failures } from '../lib/policy/failures.js'
 import { wheel, type Wheeled } from '../lib/wheel.js'
@@ -208,4 +209,37 @@ t.test('a sweep leaves the blocks that are not over', async t => {
   clock.move(1000)
   for (const sweeper of sweepers) sweeper.look()
   t.equal(failures.count(untyped({ ip: '192.0.2.2' }), {}, 'FST_HYBRID_AUTH_INVALID_TOKEN', () => null), 'FST_HYBRID_AUTH_TOO_MANY_FAILURES')
+})
+
+t.test('a flood of addresses that are blocked is told of a hundred times, and no more', async t => {
+  const cluster = driverOf(() => ({}))
+  let told = 0
+  const counting: ClusterDriver = {
+    join (member) {
+      const joined = cluster.join(member)
+      const publish = joined.publish.bind(joined)
+      joined.publish = (command, awaits) => {
+        if (command.type === 'block') told++
+        return publish(command, awaits)
+      }
+      return joined
+    }
+  }
+  const { host } = await cornered(t, {}, { cluster: counting, failures: { max: 1, block: 'address' } }, { trustProxy: true })
+  for (let n = 0; n < 110; n++) await upgrade(t, host, { path: '/app', headers: { 'x-forwarded-for': `192.0.2.${n}`, authorization: 'Bearer no.such.token' } })
+  t.equal(told, 100)
+})
+
+t.test('what was ordered before a node began says nothing of how far it is behind', async t => {
+  const cluster = driverOf(() => ({}))
+  const registry = new Registry()
+  await cornered(t, {}, { cluster, more (app) { app.hybridAuth.metrics(registry) } })
+  await cluster.members[0]?.receive({ type: 'disconnect', id: 'old', from: 'another', at: Date.now() - 60_000, filter: {}, code: 'Revoked' })
+  t.match(await registry.metrics(), /hybrid_auth_cluster_lag_seconds 0$/m)
+  await cluster.members[0]?.receive({ type: 'disconnect', id: 'new', from: 'another', at: Date.now() + 1000, filter: {}, code: 'Revoked' })
+  t.match(await registry.metrics(), /hybrid_auth_cluster_lag_seconds 0$/m, 'nor does a clock that is ahead')
+  const clock = setClock(t)
+  cluster.members[0]?.lost(new Error('away'))
+  clock.move(7000)
+  t.match(await registry.metrics(), /hybrid_auth_cluster_lag_seconds 7(?:\.\d+)?$/m, 'how long the others have been away does')
 })
