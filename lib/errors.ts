@@ -7,8 +7,8 @@ interface ErrorRow {
   readonly status: number
   /** The close code of the same refusal on a socket; CLOSE in protocol.ts has the client's action. */
   readonly close: CloseName
-  /** `error` of the WWW-Authenticate challenge (RFC 6750 §3.1); none where no token was presented. */
-  readonly challenge?: 'invalid_request' | 'invalid_token' | 'insufficient_scope'
+  /** `error` of the WWW-Authenticate challenge (RFC 6750 §3.1, RFC 9470 §3); none where no token was presented. */
+  readonly challenge?: 'invalid_request' | 'invalid_token' | 'insufficient_scope' | 'insufficient_user_authentication'
   readonly message: string
 }
 
@@ -24,6 +24,7 @@ const ROWS = {
   FST_HYBRID_AUTH_INVALID_TICKET: { status: 401, close: 'AuthenticationFailed', message: 'The ticket is not valid' },
   FST_HYBRID_AUTH_NOT_AUTHENTICATED: { status: 401, close: 'AuthenticationFailed', message: 'request.auth was read where nobody was authenticated' },
   FST_HYBRID_AUTH_FORBIDDEN: { status: 403, close: 'Forbidden', challenge: 'insufficient_scope', message: 'The credential does not allow this' },
+  FST_HYBRID_AUTH_INSUFFICIENT_USER_AUTHENTICATION: { status: 401, close: 'Forbidden', challenge: 'insufficient_user_authentication', message: 'The user has to authenticate again, as the challenge says' },
   FST_HYBRID_AUTH_ORIGIN_REFUSED: { status: 403, close: 'Forbidden', message: 'This origin is not allowed' },
   FST_HYBRID_AUTH_TLS_REQUIRED: { status: 403, close: 'Forbidden', message: 'This route is reached by TLS only' },
   FST_HYBRID_AUTH_TOO_MANY_FAILURES: { status: 429, close: 'RateLimited', message: 'Too many attempts to authenticate have failed' },

@@ -10,6 +10,7 @@ import { Revocations } from './cluster/revocations.js'
 import { now } from './connection/clock.js'
 import { createConnectionApi, createHub } from './connection/connections.js'
 import { drainHub, drainOnClose } from './connection/drain.js'
+import { createRoomApi, createRooms } from './connection/room-api.js'
 import { authError } from './errors.js'
 import { createGuards } from './handshake/guard.js'
 import { guardRoutes } from './handshake/routes.js'
@@ -21,6 +22,7 @@ import { checkLogger, redactNotFound } from './observe/redaction.js'
 import { parseOptions } from './options.js'
 import { parseRule } from './route-options.js'
 import { BucketTable } from './policy/bucket.js'
+import { PermissionSource } from './policy/permissions.js'
 import { CONTEXT, contextOf } from './request.js'
 import { watchLogouts } from './verify/logout.js'
 import { createChain, type FaultReporter } from './verify/chain.js'
@@ -35,11 +37,16 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
     onLost (cause) { logFault(app.log, 'cluster', cause, 'the other nodes cannot be reached') },
     onIgnored () { app.log.warn('ignored a message that no node of this cluster can have sent: do all have the same secret?') }
   })
+  const permissions = options.permissions === undefined
+    ? null
+    : new PermissionSource(options.permissions, options.handshakeTimeout, error => { logFault(app.log, 'permissions', error) })
   const chain = await createChain(options, {
-    report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster, failures: node.failures, tally: audit.tally
+    report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster, failures: node.failures, tally: audit.tally, permissions
   })
   const rates = { users: new BucketTable(MAX_COUNTED, now), cluster: node.cluster }
-  const hub = createHub(options, { verifiers: chain, audit, report, revocations, limits: node.limits, rates })
+  const hub = createHub(options, {
+    verifiers: chain, audit, report, revocations, limits: node.limits, rates, permissions, ...createRooms(options, node.cluster, audit, report)
+  })
   node.attach(hub)
   const createGuard = createGuards(options, { chain, hub, audit, report })
 
@@ -55,7 +62,8 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   }
   app.decorate('hybridAuth', {
     ...createConnectionApi(hub),
-    ...createClusterApi(node, { store: node.cluster, realm: chain.realm, timeout: options.handshakeTimeout }),
+    ...createClusterApi(node, { store: node.cluster, realm: chain.realm, timeout: options.handshakeTimeout }, permissions !== null),
+    rooms: createRoomApi(hub, room => node.order({ type: 'presence', room })),
     events: audit.events,
     metrics: registry => { registerMetrics(registry, { tally: audit.tally, tracer: chain.tracer, hub, node }) },
     contextOf,

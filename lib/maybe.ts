@@ -24,3 +24,10 @@ export function attempt<T, F> (run: () => Maybe<T>, failed: (error: unknown) => 
     return failed(error)
   }
 }
+
+/** For what never rejects, and nobody waits for. */
+export function unawaited (value: Maybe<unknown>): void {
+  if (value instanceof Promise) value.then(nothing, nothing)
+}
+
+function nothing (): void {}

@@ -3,6 +3,8 @@ import * as v from 'valibot'
 import type { Algorithm, HybridAuthOptions, JwtOptions, Reportable, SessionOptions } from '../types/options.js'
 import type { ClusterDriver } from './cluster/cluster.js'
 import { parseOriginPattern } from './handshake/origin.js'
+import type { AskPermissions } from './policy/permissions.js'
+import { roomOptions } from './rooms/settings.js'
 import { CLOSE, type CloseName } from './protocol.js'
 import { DAY, flag, fn, oneOf, oneOrMore, parse, text, within } from './schema.js'
 
@@ -135,6 +137,8 @@ const schema = v.pipe(
     revocations: v.optional(v.strictObject({
       retention: v.optional(within(1000, 4000 * DAY, 'milliseconds'), 30 * DAY)
     }), {}),
+    permissions: v.optional(fn<AskPermissions>()),
+    rooms: v.optional(roomOptions, {}),
     cluster: v.optional(v.custom<ClusterDriver>(
       given => typeof given === 'object' && given !== null && 'join' in given && typeof given.join === 'function',
       'must be a cluster, as redisCluster(client) makes one')),

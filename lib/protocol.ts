@@ -52,8 +52,14 @@ export function closeReason (name: CloseName, retryAfterMs = 0): string {
 export interface AuthFrame { readonly type: 'auth', readonly token: string }
 /** Client to server: a fresh credential for an open socket. */
 export interface AuthUpdateFrame { readonly type: 'auth_update' | 'token_refresh', readonly token: string }
-/** Every frame that a client sends to us rather than to the application. */
+/** Every frame with a credential that a client sends to us rather than to the application. */
 export type ClientFrame = AuthFrame | AuthUpdateFrame
+/** Client to server: into a room, or out of it. */
+export interface MembershipFrame { readonly type: 'join' | 'leave', readonly room: string }
+/** Client to server: to everybody else in a room. `id` comes back where it is refused. */
+export interface ClientRoomMessageFrame { readonly type: 'message', readonly room: string, readonly payload: unknown, readonly id?: string | number }
+/** Every frame about rooms that a client sends. */
+export type ClientRoomFrame = MembershipFrame | ClientRoomMessageFrame
 
 /** Answers `auth`. `expiresIn` is in seconds, null for a credential without end. */
 export interface AuthSuccessFrame {
@@ -74,6 +80,12 @@ export interface PermissionUpdateFrame {
   readonly added: readonly string[]
   readonly removed: readonly string[]
 }
+/** The connection is in a room: what is published there from now on comes. */
+export interface JoinedFrame { readonly type: 'joined', readonly room: string }
+/** It is not any more. `reason`: the server took it out, or it may no longer be in there; none where the client asked for it. */
+export interface LeftFrame { readonly type: 'left', readonly room: string, readonly reason?: 'removed' | 'forbidden' }
+/** Somebody, or the server, has said something in a room. */
+export interface RoomMessageFrame { readonly type: 'message', readonly room: string, readonly payload: unknown }
 /** Something was refused and the socket stays. */
 export interface ErrorFrame {
   readonly type: 'error'
@@ -81,22 +93,47 @@ export interface ErrorFrame {
   readonly message: string
   readonly action: CloseAction | 'none'
   readonly retryAfterMs?: number
+  /** The room that it is about, and the `id` of the message. */
+  readonly room?: string
+  readonly id?: string | number
+  /** Of `insufficient_user_authentication` (RFC 9470 §3): the `acr` values of which the next token needs one, and the age in seconds. */
+  readonly acr_values?: string
+  readonly max_age?: number
 }
 /** Comes before a close of ours, with the same meaning. */
 export interface ByeFrame { readonly type: 'bye', readonly code: string, readonly action: CloseAction, readonly retryAfterMs?: number }
 /** Every frame that the server sends by itself. */
-export type ServerFrame = AuthSuccessFrame | AuthUpdatedFrame | RefreshRequiredFrame | PermissionUpdateFrame | ErrorFrame | ByeFrame
+export type ServerFrame =
+  | AuthSuccessFrame | AuthUpdatedFrame | RefreshRequiredFrame | PermissionUpdateFrame
+  | JoinedFrame | LeftFrame | RoomMessageFrame | ErrorFrame | ByeFrame
 
 /** A client frame out of its text; null where it is not one, in every member. */
 export function parseClientFrame (text: string): ClientFrame | null {
-  let frame: unknown
-  try {
-    frame = JSON.parse(text)
-  } catch {
-    return null
-  }
-  if (typeof frame !== 'object' || frame === null || !('type' in frame) || !('token' in frame)) return null
+  const frame = parseObject(text)
+  if (frame === null || !('type' in frame) || !('token' in frame)) return null
   const { type, token } = frame
   if (typeof token !== 'string') return null
   return type === 'auth' || type === 'auth_update' || type === 'token_refresh' ? { type, token } : null
+}
+
+/** A frame about rooms out of its text; null where it is not one, in every member. */
+export function parseRoomFrame (text: string): ClientRoomFrame | null {
+  const frame = parseObject(text)
+  if (frame === null || !('type' in frame) || !('room' in frame)) return null
+  const { type, room } = frame
+  if (typeof room !== 'string') return null
+  if (type === 'join' || type === 'leave') return { type, room }
+  if (type !== 'message' || !('payload' in frame)) return null
+  const id = 'id' in frame ? frame.id : undefined
+  const { payload } = frame
+  return typeof id === 'string' || typeof id === 'number' ? { type, room, payload, id } : { type, room, payload }
+}
+
+function parseObject (text: string): object | null {
+  try {
+    const value: unknown = JSON.parse(text)
+    return typeof value === 'object' ? value : null
+  } catch {
+    return null
+  }
 }

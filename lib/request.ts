@@ -5,13 +5,17 @@ import type { FastifyRequest } from 'fastify'
 import type { WebsocketHandler } from '@fastify/websocket'
 import type { AuthContext } from '../types/context.js'
 import type { Refusal } from './errors.js'
+import type { Unmet } from './policy/requirements.js'
+import { isStepUp, type StepUp } from './policy/step-up.js'
 
 export const CONTEXT = Symbol.for('fastify-hybrid-auth.context')
 const ADMISSION = Symbol.for('fastify-hybrid-auth.admission')
 const RETRY_AFTER = Symbol.for('fastify-hybrid-auth.retry-after')
+const STEP_UP = Symbol.for('fastify-hybrid-auth.step-up')
 
 interface CarriesContext { [CONTEXT]?: AuthContext | null }
 interface CarriesAdmission { [ADMISSION]?: Admission }
+interface CarriesStepUp { [STEP_UP]?: StepUp }
 interface CarriesRetryAfter { [RETRY_AFTER]?: { readonly code: Refusal, readonly ms: number } }
 
 export function contextOf (request: FastifyRequest): AuthContext | null {
@@ -46,6 +50,18 @@ export function setRetryAfter (request: FastifyRequest, code: Refusal, ms: numbe
 export function retryAfterOf<T> (request: FastifyRequest, code: Refusal, otherwise: T): number | T {
   const kept = (request as FastifyRequest & CarriesRetryAfter)[RETRY_AFTER]
   return kept?.code === code ? kept.ms : otherwise
+}
+
+/** The refusal of whoever lacks it. What has to be brought is kept for the answer. */
+export function refusalFor (request: FastifyRequest, unmet: Unmet): Refusal {
+  if (isStepUp(unmet)) (request as FastifyRequest & CarriesStepUp)[STEP_UP] = unmet
+  return unmet.code
+}
+
+/** null: nothing was said with this refusal. */
+export function stepUpOf (request: FastifyRequest, code: Refusal): StepUp | null {
+  const kept = (request as FastifyRequest & CarriesStepUp)[STEP_UP]
+  return kept?.code === code ? kept : null
 }
 
 /** What a request need not have: `injectWS` makes some without a network socket. */

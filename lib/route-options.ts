@@ -1,12 +1,18 @@
 /** The `auth` option of a route, strict at every depth, and every default. */
 import * as v from 'valibot'
 import type { AuthType } from '../types/context.js'
-import type { MessageRule, RouteAuth, Rule, RuleFunction } from '../types/rules.js'
+import type { MessageRule, RequirementRule, RouteAuth, Rule, RuleFunction } from '../types/rules.js'
+import { invalidOption } from './errors.js'
+import type { MessageRules } from './policy/messages.js'
 import type { Rate } from './policy/bucket.js'
 import type { Rates, RouteRates } from './policy/rates.js'
 import { DAY, flag, fn, names, oneOf, parse, text, within } from './schema.js'
 
 const AUTH_TYPES = ['jwt', 'session'] as const satisfies readonly AuthType[]
+
+/** As it stands in a challenge, in quotes and between spaces (RFC 6749 §3.3). */
+const ACR = 'must be a text without spaces and quotes, or a list of them'
+const acr = v.pipe(v.string(ACR), v.regex(/^[\x21\x23-\x5b\x5d-\x7e]+$/, ACR))
 
 const requirement = {
   permissions: v.optional(names('a permission')),
@@ -14,6 +20,8 @@ const requirement = {
   role: v.optional(text('a role')),
   roles: v.optional(names('a role')),
   types: v.optional(v.pipe(v.array(oneOf(AUTH_TYPES), 'must be a list'), v.nonEmpty('must not be empty'))),
+  acr: v.optional(v.union([acr, v.pipe(v.array(acr), v.nonEmpty('must not be empty'))], ACR)),
+  maxAuthAge: v.optional(within(1000, 400 * DAY, 'milliseconds')),
   check: v.optional(fn<RuleFunction>())
 }
 const bucket = {
@@ -46,10 +54,13 @@ const rate = v.pipe(
   v.check(given => limitsSomething(given) || given.perUser !== undefined, 'limits nothing'),
   v.transform(({ perUser, ...given }): RouteRates => ({ ...readRates(given), perUser: perUser ?? null })))
 
-const rule = v.strictObject(requirement, 'must be an object or a function')
+export const requirementRule = v.strictObject(requirement, 'must be an object or a function')
 const FIRST_MESSAGE_TIMEOUT = 5000
 const socketRule = {
   authorize: v.optional(fn<MessageRule>()),
+  // Read where the error can say of which type it is.
+  messages: v.optional(v.custom<object>(given => typeof given === 'object' && given !== null && !Array.isArray(given), 'must be an object')),
+  rooms: flag(false),
   onRefused: v.optional(oneOf(['error', 'close']), 'error'),
   rate: v.optional(rate),
   firstMessage: v.optional(v.pipe(
@@ -65,12 +76,12 @@ const httpRouteRule = v.strictObject({ ...requirement, optional: flag(false) }, 
 const socketRouteRule = v.strictObject({ ...requirement, optional: flag(false), ...socketRule }, 'must be true, false, an object or a function')
 
 /** A route's `auth` option with every default; an HTTP route has those of a socket too, and no use for them. */
-export type ParsedRouteRule = v.InferOutput<typeof socketRouteRule>
+export type ParsedRouteRule = Omit<v.InferOutput<typeof socketRouteRule>, 'messages'> & { readonly messages?: MessageRules | undefined }
 
 /** The rule of `require()`. @throws FST_HYBRID_AUTH_INVALID_OPTION */
 export function parseRule (given: Rule | undefined): ParsedRouteRule {
-  const requirement = parse(rule, typeof given === 'function' ? { check: given } : given ?? {}, 'require')
-  return parse(socketRouteRule, requirement, 'require')
+  const requirement = parse(requirementRule, typeof given === 'function' ? { check: given } : given ?? {}, 'require')
+  return { ...parse(socketRouteRule, requirement, 'require'), messages: undefined }
 }
 
 /**
@@ -82,5 +93,20 @@ export function parseRouteAuth (given: RouteAuth, isSocket: boolean, where?: str
   if (given === false) return null
   const rule = given === true ? {} : typeof given === 'function' ? { check: given } : given
   if (!isSocket) parse(httpRouteRule, rule, 'auth', where)
-  return parse(socketRouteRule, rule, 'auth', where)
+  const { messages, ...parsed } = parse(socketRouteRule, rule, 'auth', where)
+  return { ...parsed, messages: messages === undefined ? undefined : parseMessages(messages, where) }
+}
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the type */
+function parseMessages (given: object, where: string | undefined): MessageRules {
+  const rules = new Map<string, RequirementRule>()
+  let field = 'type'
+  let isDefaultAllowed = false
+  for (const [type, rule] of Object.entries(given) as Array<[string, unknown]>) {
+    if (type === '') throw invalidOption('auth.messages', 'a type must not be empty')
+    if (type === 'field' && typeof rule === 'string') field = parse(text('the name of a member'), rule, 'auth.messages.field', where)
+    else if (type === 'default' && typeof rule === 'string') isDefaultAllowed = parse(oneOf(['allow', 'deny']), rule, 'auth.messages.default', where) === 'allow'
+    else rules.set(type, parse(requirementRule, typeof rule === 'function' ? { check: rule } : rule, `auth.messages.${type}`, where))
+  }
+  return { field, isDefaultAllowed, rules }
 }

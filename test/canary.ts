@@ -12,7 +12,7 @@ type EventType = AuditEvent['type']
 /** A member for each type: one that is new is missed by the compiler. */
 const TYPES: Readonly<Record<EventType, true>> = {
   authenticated: true, fallback: true, refused: true, refreshed: true, refresh_refused: true, identity_changed: true, expired: true,
-  revoked: true, permissions_changed: true, message_refused: true, limited: true, brute_force_suspected: true, closed: true,
+  revoked: true, permissions_changed: true, message_refused: true, room_joined: true, room_left: true, room_refused: true, limited: true, brute_force_suspected: true, closed: true,
   command: true, cluster_lost: true, cluster_recovered: true
 }
 export const EVENT_TYPES = Object.keys(TYPES) as EventType[]

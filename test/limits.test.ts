@@ -979,6 +979,7 @@ const nobody: ClusterMember = Object.assign({
   receive: async () => ({ matched: 0, closed: 0 }),
   revocations: () => [],
   hasRevocation: () => false,
+  heard () {},
   lost () {},
   recovered () {},
   ignored () {}

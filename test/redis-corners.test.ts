@@ -41,6 +41,7 @@ function join (client: RedisClient, id: string, settings = CALM): Bare {
     },
     revocations: () => [],
     hasRevocation: () => false,
+    heard () {},
     leases: () => [],
     lost () { events.push('lost') },
     recovered (recovery) { events.push(recovery) },

@@ -150,6 +150,8 @@ const clientOf = (changes: Partial<RedisClient> = {}): RedisClient => {
   const client: RedisClient = {
     isReady: true,
     sendCommand: async () => 'OK',
+    subscribe: async () => undefined,
+    unsubscribe: async () => undefined,
     duplicate: () => client,
     connect: async () => undefined,
     destroy () {},

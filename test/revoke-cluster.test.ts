@@ -8,6 +8,7 @@ import { memoryCluster } from '../lib/cluster/memory.js'
 import { ClusterNode } from '../lib/cluster/node.js'
 import { Revocations } from '../lib/cluster/revocations.js'
 import { createHub } from '../lib/connection/connections.js'
+import { createRooms } from '../lib/connection/room-api.js'
 import { authError } from '../lib/errors.js'
 import { createAuditor } from '../lib/observe/audit.js'
 import { parseOptions } from '../lib/options.js'
@@ -565,7 +566,8 @@ t.test('a cluster that is lost for too long before there are connections is stil
   // A timer that is set later for longer comes later.
   await new Promise<void>(resolve => { setTimeout(resolve, 6) })
   t.same(reported, ['away'])
-  const hub = createHub(options, { verifiers: { verifyToken: () => 'FST_HYBRID_AUTH_INVALID_TOKEN', sessions: null }, audit, report: () => {}, revocations: known, limits: null, rates: { users: new BucketTable(1, Date.now), cluster: node.cluster } })
+  const report = () => {}
+  const hub = createHub(options, { ...createRooms(options, node.cluster, audit, report), permissions: null, verifiers: { verifyToken: () => 'FST_HYBRID_AUTH_INVALID_TOKEN', sessions: null }, audit, report, revocations: known, limits: null, rates: { users: new BucketTable(1, Date.now), cluster: node.cluster } })
   node.attach(hub)
   t.equal(hub.isIsolated, true, 'new sockets are refused')
   node.recovered({ lostFor: 1, converged: 1 })

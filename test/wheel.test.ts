@@ -351,7 +351,7 @@ const bySession = (sessionId: string, { userId = 'alice', issuer = null, tenantI
 function connectionOf (context: AuthContext): GuardedConnection {
   const [socket, request, hub]: [object, object, object] = [{ protocol: '' }, {}, {}]
   const route: RouteSettings = {
-    hub: hub as Hub, meets: () => true, authorize: undefined, onRefused: 'error', rate: undefined, control: undefined, firstMessage: 0, sessionMaxAge: undefined, message: new ReusableMessage()
+    hub: hub as Hub, meets: () => null, decide: undefined, rooms: false, onRefused: 'error', rate: undefined, control: undefined, firstMessage: 0, sessionMaxAge: undefined, message: new ReusableMessage()
   }
   return new GuardedConnection(socket as GuardedSocket, request as FastifyRequest, route, context)
 }

@@ -75,6 +75,16 @@ export type AuditEvent =
     /** Whom the latest token says it is of. Nothing of it was verified. null: it does not say. */
     readonly claimed: { readonly userId: string, readonly issuer: string | null } | null
   })
+  | (ConnectionAudit & { readonly type: 'room_joined', readonly room: string })
+  /** Not told of rooms that a connection leaves by being closed. */
+  | (ConnectionAudit & { readonly type: 'room_left', readonly room: string, readonly reason: 'left' | 'removed' | 'forbidden' })
+  | (ConnectionAudit & {
+    readonly type: 'room_refused'
+    /** At most 256 characters of it. */
+    readonly room: string
+    readonly action: 'join' | 'publish'
+    readonly reason: 'forbidden' | 'insufficient_user_authentication' | 'bad_room' | 'too_many_rooms' | 'not_joined' | 'too_large'
+  })
   | (ConnectionAudit & { readonly type: 'refresh_refused', readonly code: AuthErrorCode })
   | (ConnectionAudit & {
     readonly type: 'closed'
@@ -87,9 +97,9 @@ export type AuditEvent =
     readonly framesOut: number
   })
   | (ClusterAudit & {
-    /** `revoke()`, `disconnect()` or `setPermissions()` was called on this node, or a session was destroyed. */
+    /** `revoke()`, `disconnect()`, `setPermissions()` or `refreshPermissions()` was called on this node, or a session was destroyed. */
     readonly type: 'command'
-    readonly command: 'revoke' | 'disconnect' | 'permissions'
+    readonly command: 'revoke' | 'disconnect' | 'permissions' | 'refresh'
     readonly commandId: string
     /** What is revoked; null for other commands. */
     readonly target: 'user' | 'session' | 'token' | 'tenant' | null

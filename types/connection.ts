@@ -7,6 +7,10 @@ export interface ConnectionEvents {
   refresh: [context: AuthContext]
   /** The credential ends in so many milliseconds; `token_refresh_required` was sent where the client speaks the protocol. */
   expiring: [remaining: number]
+  /** It is in a room from now on. */
+  joined: [room: string]
+  /** It is not any more: by itself, by the server, because it may not be, or because it ended. */
+  left: [room: string, reason: 'left' | 'removed' | 'forbidden' | 'closed']
   /** The socket is closed; by us with a code of the table, or by the peer. */
   close: [code: number]
 }
@@ -19,6 +23,12 @@ export interface Connection {
   readonly context: AuthContext
   /** Whether the current context has this permission. */
   can (permission: string): boolean
+  /** Those it is in now. */
+  readonly rooms: ReadonlySet<string>
+  /** As `app.hybridAuth.rooms.join`. */
+  join (room: string): Promise<boolean>
+  /** As `app.hybridAuth.rooms.leave`. */
+  leave (room: string): boolean
   /** Sends a value as a JSON text frame. false: the socket is not open, and nothing was sent. @throws TypeError on what JSON cannot hold */
   send (value: unknown): boolean
   /**

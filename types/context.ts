@@ -22,6 +22,8 @@ export type Identity = AuthUser & {
    * revocation is compared with. Of a token that is `iat`. @default unknown, which counts as older
    */
   readonly issuedAt?: number | null | undefined
+  /** How the user was authenticated, for rules with `acr`. @default the claim `acr` of a token */
+  readonly acr?: string | null | undefined
 }
 
 /** Where the credential came from. */

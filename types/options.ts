@@ -3,6 +3,7 @@ import type { ClusterDriver } from '../lib/cluster/cluster.js'
 import type { CloseName } from '../lib/protocol.js'
 import type { AuditEvent } from './audit.js'
 import type { Claims, Identity } from './context.js'
+import type { RoomOptions } from './rooms.js'
 
 /** The signature algorithms of RFC 7518 §3.1 and RFC 8037 that are accepted; `none` never is. */
 export type Algorithm =
@@ -215,6 +216,14 @@ export interface HybridAuthOptions {
      */
     retention?: number | undefined
   } | undefined
+  /**
+   * What a user may do, in place of what its credential says: asked at every authentication, once for all who wait for the same
+   * identity, and remembered for 30 s, or until `refreshPermissions()` or `setPermissions()`. What it throws, and any answer
+   * but a list of texts, refuses with 503. @default what the identity says
+   */
+  permissions?: ((identity: Identity) => readonly string[] | Promise<readonly string[]>) | undefined
+  /** Who may be in which rooms, and how much of them. @default whoever the server joins */
+  rooms?: RoomOptions | undefined
   /** The other processes: `redisCluster(client)` of `fastify-hybrid-auth/redis`. @default this process alone */
   cluster?: ClusterDriver | undefined
   /**

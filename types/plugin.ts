@@ -5,11 +5,18 @@ import type { AuditEvent } from './audit.js'
 import type { ClusterStatus, CommandResult, RevokeOptions, RevokeTarget, TicketOptions } from './cluster.js'
 import type { Connection, ConnectionFilter, DisconnectOptions } from './connection.js'
 import type { AuthContext } from './context.js'
+import type { Rooms } from './rooms.js'
 import type { RouteAuth, Rule } from './rules.js'
 
 /** What is used of a `Registry` of prom-client. */
 export interface MetricsRegistry {
   registerMetric (metric: object): void
+}
+
+/** Narrows a user to connections of one issuer or tenant; null: of none. */
+export interface PermissionScope {
+  issuer?: string | null
+  tenantId?: string | null
 }
 
 /** `app.hybridAuth`. */
@@ -39,10 +46,19 @@ export interface HybridAuth {
    */
   revoke (target: RevokeTarget, options?: RevokeOptions): Promise<CommandResult>
   /**
-   * Replaces the permissions of every open connection of a user, on every node, until its next credential.
+   * Replaces the permissions of every open connection of a user, on every node, until its next credential. When it resolves,
+   * the routes' rules and the rooms have been asked again, on every node that acknowledged it.
    * @throws as {@link disconnect}
    */
-  setPermissions (userId: string, permissions: readonly string[]): Promise<CommandResult>
+  setPermissions (userId: string, permissions: readonly string[], scope?: PermissionScope): Promise<CommandResult>
+  /**
+   * Asks the option `permissions` again for every open connection of a user, on every node, and forgets what it said before.
+   * Resolves as {@link setPermissions}.
+   * @throws as {@link disconnect}; FST_HYBRID_AUTH_INVALID_OPTION where there is no such option
+   */
+  refreshPermissions (userId: string): Promise<CommandResult>
+  /** Who hears what is published where. */
+  readonly rooms: Rooms
   /**
    * A text that opens one socket as the user of this request, as `?ticket=` of its URL: once, soon, and from the same origin.
    * @throws FST_HYBRID_AUTH_NOT_AUTHENTICATED, FST_HYBRID_AUTH_INVALID_OPTION; FST_HYBRID_AUTH_UNAVAILABLE where it cannot be kept

@@ -20,7 +20,14 @@ export interface RequirementRule {
   roles?: readonly string[] | undefined
   /** One of these ways of authenticating. */
   types?: readonly AuthType[] | undefined
-  /** A decision by code, asked last and only if all the rest holds. */
+  /**
+   * How the user was authenticated (`acr`, OpenID Connect Core §2), or a list of which one is enough. Who is not is asked to
+   * authenticate again (RFC 9470), and a message that needs it waits for that.
+   */
+  acr?: string | readonly string[] | undefined
+  /** How long ago at most: by the claim `auth_time` of a token, or `issuedAt` of a session; in milliseconds. As `acr` otherwise. */
+  maxAuthAge?: number | undefined
+  /** A decision by code, asked only if the rest holds, but for `acr` and `maxAuthAge`. */
   check?: RuleFunction | undefined
 }
 
@@ -52,6 +59,16 @@ export interface RateRule extends Rates {
   perUser?: (Rates & { shared?: boolean | undefined }) | undefined
 }
 
+/**
+ * Rules by the type of a message, which is the text in its member `field`. Two names are not types where they hold a text:
+ * `field` (by default `'type'`), and `default`: what becomes of messages of other types, and of those without (by default
+ * `'deny'`).
+ */
+export interface MessageTypeRules {
+  readonly [type: string]: Rule | string | undefined
+  readonly default?: 'allow' | 'deny' | Rule | undefined
+}
+
 /** A route's `auth` option, as an object. */
 export interface RouteRule extends RequirementRule {
   /**
@@ -61,6 +78,10 @@ export interface RouteRule extends RequirementRule {
   optional?: boolean | undefined
   /** (sockets) Asked for each message of the application, before any listener sees it. @default every message passes */
   authorize?: MessageRule | undefined
+  /** (sockets) Who may send which messages, by their type; `authorize` is asked about those that pass. @default every message passes */
+  messages?: MessageTypeRules | undefined
+  /** (sockets) Takes `join`, `leave` and `message` frames of the client, as the option `rooms` allows them. @default false */
+  rooms?: boolean | undefined
   /**
    * (sockets) What follows a refused message: `error` tells the client, if it speaks the protocol, and keeps the socket;
    * `close` closes it with 4007. @default 'error'

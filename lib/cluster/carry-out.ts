@@ -1,6 +1,7 @@
 /** What a command does on a node, whoever gave it. */
-import { changePermissions, connectionsOf, disconnectAll, requireReauth, revokeConnections } from '../connection/enforce.js'
+import { connectionsOf, disconnectAll, requireReauth, revokeConnections } from '../connection/enforce.js'
 import type { Hub } from '../connection/hub.js'
+import { refreshPermissions, setPermissions } from '../connection/permissions.js'
 import { CLOSE, type CloseName } from '../protocol.js'
 import type { Failures } from '../policy/failures.js'
 import type { Outcome } from './cluster.js'
@@ -30,7 +31,12 @@ export async function carryOut (executor: Executor, command: Command): Promise<O
       await disconnectAll(found, closeByOf(code), reason === undefined ? {} : { reason })
       return { matched: found.length, closed: found.length }
     }
-    case 'permissions': return changePermissions(hub, command.userId, command.permissions)
+    case 'permissions': {
+      const { userId, permissions, issuer, tenantId } = command
+      return setPermissions(hub, userId, permissions, { ...(issuer !== undefined && { issuer }), ...(tenantId !== undefined && { tenantId }) })
+    }
+    case 'refresh': return refreshPermissions(hub, command.userId)
+    case 'presence': return { matched: hub.rooms.membersOf(command.room)?.size ?? 0, closed: 0 }
     case 'block': {
       executor.failures?.block(command.address, Math.max(0, command.ms - Math.max(0, Date.now() - command.at)))
       return NOTHING

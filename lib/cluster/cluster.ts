@@ -1,5 +1,6 @@
 /** What a node asks of its cluster, and a cluster of its nodes. Memory and Redis are the two that there are. */
 import type { Maybe } from '../maybe.js'
+import type { RoomChannels } from '../rooms/rooms.js'
 import type { Debit } from '../policy/bucket.js'
 import type { Strike, Window } from '../policy/strikes.js'
 import type { Command } from './command.js'
@@ -42,6 +43,8 @@ export interface ClusterMember {
   receive (command: Command): Promise<Outcome>
   /** Revocations that are live, for a cluster that has lost them. */
   revocations (): Iterable<Revocation>
+  /** Another node has published. @param payload as JSON */
+  heard (room: string, payload: string): void
   hasRevocation (id: string): boolean
   leases (): Iterable<Lease>
   /** @param cause what Redis, or the way to it, said */
@@ -63,7 +66,7 @@ export const REMEMBERED = 300_000
 export type OnClusterLoss = 'serve' | 'refuse-new' | 'close'
 
 /** One node's way to the others. */
-export interface Cluster {
+export interface Cluster extends RoomChannels {
   readonly onLoss: { readonly action: OnClusterLoss, readonly after: number }
   readonly isConnected: boolean
   /** Commands that wait for the cluster to be back. */
@@ -84,6 +87,12 @@ export interface Cluster {
    */
   acquire (lease: Lease, limits: readonly number[], evicts: boolean): Maybe<readonly string[] | null>
   release (lease: Lease): void
+  /**
+   * Tells the nodes that have subscribed to a room. Never rejects.
+   * @param payload as JSON
+   * @returns false: they cannot be reached
+   */
+  broadcast (room: string, payload: string): Maybe<boolean>
   /** Takes from every bucket or from none. @returns 0, or how long to wait, in milliseconds; Infinity: for ever */
   spend (debits: readonly Debit[]): Maybe<number>
   /** Counts a failure under each of the names. */

@@ -5,6 +5,8 @@ import { isCloseCode, REASON } from '../connection/closing.js'
 import { invalidOption } from '../errors.js'
 
 const MAX_LENGTH = 64 * 1024
+/** A room's message is as long as the application lets it be. */
+const MAX_ROOM_LENGTH = 2 * 1024 * 1024
 const SIGNATURE_LENGTH = 43
 
 const name = v.pipe(v.string('must be a text'), v.nonEmpty('must not be empty'), v.maxLength(2048, 'is too long'))
@@ -42,24 +44,32 @@ const command = v.variant('type', [
   v.strictObject({ ...id, type: v.literal('revoke'), revocation }),
   v.strictObject({ ...id, type: v.literal('count'), revocation }),
   v.strictObject({ ...id, type: v.literal('disconnect'), filter, code: closeCode, reason: v.exactOptional(v.pipe(v.string(), v.regex(REASON))) }),
-  v.strictObject({ ...id, type: v.literal('permissions'), userId: name, permissions: v.array(v.string()) }),
+  v.strictObject({
+    ...id, type: v.literal('permissions'), userId: name, permissions: v.array(v.string()), issuer: v.exactOptional(nullableName), tenantId: v.exactOptional(nullableName)
+  }),
+  v.strictObject({ ...id, type: v.literal('refresh'), userId: name }),
+  v.strictObject({ ...id, type: v.literal('presence'), room: name }),
   v.strictObject({ ...id, type: v.literal('evict'), leases: v.array(name) }),
   v.strictObject({ ...id, type: v.literal('block'), address: name, ms: time })
 ])
 
 const ticket = v.strictObject({ key: name, value: v.string(), until: time })
 const answer = v.strictObject({ from: name, to: name, matched: time, closed: time })
+const roomMessage = v.strictObject({ from: name, room: name, at: time, payload: v.unknown() })
 
 /** Read by every node. `at` is in milliseconds since the epoch, by the clock of the node that sent it. */
 export type Command = v.InferOutput<typeof command>
 /** One node's answer to the command `to`. */
 export type Answer = v.InferOutput<typeof answer>
 
+/** What was published in a room, and by which node. */
+export type RoomMessage = v.InferOutput<typeof roomMessage>
+
 /** A ticket under its key, until a time in milliseconds since the epoch. */
 export type Ticket = v.InferOutput<typeof ticket>
 
 /** Where a text is kept: one signed for one place means nothing in another. */
-export type Place = 'control' | 'answer' | 'ticket'
+export type Place = 'control' | 'answer' | 'ticket' | 'room'
 
 export type Codec = ReturnType<typeof createCodec>
 
@@ -69,7 +79,7 @@ export function createCodec (secrets: ReadonlyArray<string | Buffer>) {
 
   /** The JSON of a text that was sealed here or on a node with the same secret; undefined for any other. */
   function open (place: Place, sealed: string): unknown {
-    if (sealed.length > MAX_LENGTH) return undefined
+    if (sealed.length > maxLengthOf(place)) return undefined
     const at = sealed.indexOf(':')
     const text = sealed.slice(at + 1)
     if (at === -1 || !isSigned(place, text, sealed.slice(0, at))) return undefined
@@ -93,13 +103,18 @@ export function createCodec (secrets: ReadonlyArray<string | Buffer>) {
     seal (place: Place, value: object): string {
       const text = JSON.stringify(value)
       const sealed = `${current === undefined ? '' : sign(current, place, text)}:${text}`
-      if (sealed.length > MAX_LENGTH) throw invalidOption(place, 'is too long to be told to the other nodes')
+      if (sealed.length > maxLengthOf(place)) throw invalidOption(place, 'is too long to be told to the other nodes')
       return sealed
     },
     openTicket: (sealed: string): Ticket | null => parse(ticket, open('ticket', sealed)),
     openCommand: (sealed: string): Command | null => parse(command, open('control', sealed)),
+    openRoom: (sealed: string): RoomMessage | null => parse(roomMessage, open('room', sealed)),
     openAnswer: (sealed: string): Answer | null => parse(answer, open('answer', sealed))
   }
+}
+
+function maxLengthOf (place: Place): number {
+  return place === 'room' ? MAX_ROOM_LENGTH : MAX_LENGTH
 }
 
 function sign (secret: string | Buffer, place: Place, text: string): string {

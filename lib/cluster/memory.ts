@@ -18,6 +18,8 @@ export function memoryCluster (): ClusterDriver {
   const strikes = new StrikeTable(MAX_COUNTED)
   const tickets = new Map<string, { readonly value: string | typeof OVER, readonly until: number }>()
 
+  const channels = new Map<string, Set<ClusterMember>>()
+
   return { join }
 
   function join (member: ClusterMember): Cluster {
@@ -34,8 +36,15 @@ export function memoryCluster (): ClusterDriver {
           strikes.stop()
         }
         for (const lease of member.leases()) leases.release(lease)
+        for (const room of channels.keys()) unsubscribe(room, member)
       },
       publish: command => publish(command, member),
+      subscribe (room) { channels.set(room, (channels.get(room) ?? new Set()).add(member)) },
+      unsubscribe (room) { unsubscribe(room, member) },
+      broadcast (room, payload) {
+        for (const other of channels.get(room) ?? []) if (other !== member) other.heard(room, payload)
+        return true
+      },
       acquire: (lease, limits, evicts) => leases.acquire(lease, limits, evicts),
       release: lease => { leases.release(lease) },
       spend: debits => buckets.spend(debits),
@@ -43,6 +52,12 @@ export function memoryCluster (): ClusterDriver {
       putTicket,
       takeTicket
     }
+  }
+
+  function unsubscribe (room: string, member: ClusterMember): void {
+    const channel = channels.get(room)
+    channel?.delete(member)
+    if (channel?.size === 0) channels.delete(room)
   }
 
   async function publish (command: Command, from: ClusterMember): Promise<Delivery> {

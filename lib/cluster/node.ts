@@ -25,7 +25,7 @@ const PART = 500
 
 type Order = Command extends infer One ? One extends Command ? Omit<One, 'id' | 'from' | 'at'> : never : never
 
-type Ordered = 'revoke' | 'disconnect' | 'permissions'
+type Ordered = 'revoke' | 'disconnect' | 'permissions' | 'refresh'
 /** What an audit event says of an order: no ids of tokens and sessions. */
 interface OrderedFor {
   readonly kind?: Revocation['kind'] | null
@@ -141,6 +141,10 @@ export class ClusterNode implements ClusterMember {
 
   revocations (): Iterable<Revocation> {
     return this.#known.live()
+  }
+
+  heard (room: string, payload: string): void {
+    this.#hub?.publisher.receive(room, payload)
   }
 
   hasRevocation (id: string): boolean {

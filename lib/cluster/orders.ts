@@ -2,12 +2,14 @@
 import type { FastifyRequest } from 'fastify'
 import type { CommandResult, RevokeOptions, RevokeTarget, TicketOptions } from '../../types/cluster.js'
 import type { ConnectionFilter, DisconnectOptions } from '../../types/connection.js'
+import type { PermissionScope } from '../../types/plugin.js'
+import { invalidOption } from '../errors.js'
 import { issueTicket, type TicketParts } from '../verify/ticket.js'
 import type { ClusterNode } from './node.js'
-import { parseDisconnect, parsePermissions } from './target.js'
+import { parseDisconnect, parsePermissions, parseUser } from './target.js'
 
 /** What `app.hybridAuth` offers of the cluster. */
-export function createClusterApi (node: ClusterNode, tickets: TicketParts) {
+export function createClusterApi (node: ClusterNode, tickets: TicketParts, hasSource: boolean) {
   return {
     async revoke (target: RevokeTarget, options?: RevokeOptions): Promise<CommandResult> {
       const { revocation, dryRun } = node.parseRevoke(target, options)
@@ -23,9 +25,15 @@ export function createClusterApi (node: ClusterNode, tickets: TicketParts) {
       node.tellOf('disconnect', { userId: filter.userId, tenantId: filter.tenantId, reason: order.reason }, result)
       return result
     },
-    async setPermissions (userId: string, permissions: readonly string[]): Promise<CommandResult> {
-      const result = await node.order({ type: 'permissions', ...parsePermissions(userId, permissions) })
-      node.tellOf('permissions', { userId }, result)
+    async setPermissions (userId: string, permissions: readonly string[], scope?: PermissionScope): Promise<CommandResult> {
+      const result = await node.order({ type: 'permissions', ...parsePermissions(userId, permissions, scope) })
+      node.tellOf('permissions', { userId, tenantId: scope?.tenantId }, result)
+      return result
+    },
+    async refreshPermissions (userId: string): Promise<CommandResult> {
+      if (!hasSource) throw invalidOption('permissions', 'is needed to ask again what a user may do')
+      const result = await node.order({ type: 'refresh', userId: parseUser(userId) })
+      node.tellOf('refresh', { userId }, result)
       return result
     },
     issueTicket: (request: FastifyRequest, options?: TicketOptions) => issueTicket(tickets, request, options),

@@ -22,6 +22,8 @@ export function createKeys (prefix: string) {
     strikes: (name: string) => `${base}strikes:${name}`,
     /** Is there while a name is suspected. */
     suspect: (name: string) => `${base}suspect:${name}`,
+    /** The channel of a room. */
+    room: (room: string) => `${base}room:${room}`,
     /** Is there until a ticket is not remembered any more. */
     over: (key: string) => `${base}over:${key}`,
     ticket: (key: string) => `${base}ticket:${key}`

@@ -10,6 +10,7 @@ import { ask, run, textOf, textsOf, type RedisClient, type Script } from './redi
 import { RedisCounts } from './redis-counts.js'
 import { createKeys } from './redis-keys.js'
 import { RedisReader } from './redis-reader.js'
+import { RedisRooms } from './redis-rooms.js'
 import { ACQUIRE, PUBLISH, PUT_TICKET, RELEASE, TAKE_TICKET } from './redis-scripts.js'
 import { bury, SKEW } from './redis-state.js'
 
@@ -43,6 +44,7 @@ export class RedisNode implements Cluster {
   readonly #held = new Map<string, Lease>()
   readonly #leases = new LeaseTable()
   readonly #counts: RedisCounts
+  readonly #rooms: RedisRooms
   /** Leases that Redis may have given, and has not said so. */
   readonly #asking = new Set<string>()
   readonly #queue: Array<{ readonly command: Command, readonly sealed: string }> = []
@@ -57,6 +59,7 @@ export class RedisNode implements Cluster {
     const runIfConnected = async (script: Script, keys: string[], args: string[]): Promise<unknown> =>
       this.isConnected ? run(client, script, keys, args, settings.timeout).catch(() => undefined) : undefined
     this.#counts = new RedisCounts(this.#keys, member.id, runIfConnected)
+    this.#rooms = new RedisRooms({ client, codec, settings, member, keys: this.#keys, isConnected: () => this.isConnected })
     this.#reader = new RedisReader({
       client, codec, settings, member, keys: this.#keys, answers: this.#answers, append: command => this.#append(command, codec.seal('control', command)), catchUp: () => this.#catchUp()
     })
@@ -75,7 +78,7 @@ export class RedisNode implements Cluster {
   }
 
   async stop (): Promise<void> {
-    await this.#reader.stop()
+    await Promise.all([this.#reader.stop(), this.#rooms.stop()])
     this.#counts.stop()
     await bury(this.#client, this.#keys, this.#settings, this.#member.id, true).catch(() => {})
   }
@@ -142,6 +145,18 @@ export class RedisNode implements Cluster {
 
   spend (debits: readonly Debit[]): Promise<number> {
     return this.#counts.spend(debits)
+  }
+
+  subscribe (room: string): Promise<void> {
+    return this.#rooms.subscribe(room)
+  }
+
+  unsubscribe (room: string): void {
+    this.#rooms.unsubscribe(room)
+  }
+
+  broadcast (room: string, payload: string): Promise<boolean> {
+    return this.#rooms.broadcast(room, payload)
   }
 
   strike (names: readonly string[], window: Window): Promise<Strike> {

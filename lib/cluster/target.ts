@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto'
 import * as v from 'valibot'
 import type { RevokeOptions, RevokeTarget } from '../../types/cluster.js'
 import type { ConnectionFilter, DisconnectOptions } from '../../types/connection.js'
+import type { PermissionScope } from '../../types/plugin.js'
 import { checkClose } from '../connection/closing.js'
 import { checkFilter } from '../connection/registry.js'
 import { invalidOption } from '../errors.js'
@@ -102,13 +103,19 @@ export function parseDisconnect (given: ConnectionFilter, givenOptions: Disconne
 
 /** In characters: what a message has room for. */
 const MAX_ORDER = 48 * 1024
-const names = v.strictObject({ userId: text, permissions: v.array(text, 'must be a list of texts') })
+const scope = { issuer: v.exactOptional(v.nullable(text)), tenantId: v.exactOptional(v.nullable(text)) }
+const names = v.strictObject({ userId: text, permissions: v.array(text, 'must be a list of texts'), ...scope })
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION */
-export function parsePermissions (userId: string, permissions: readonly string[]): { userId: string, permissions: string[] } {
-  const order = parse(names, { userId, permissions }, '')
+export function parsePermissions (userId: string, permissions: readonly string[], scope: PermissionScope = {}): v.InferOutput<typeof names> {
+  const order = parse(names, { userId, permissions, ...scope }, '')
   if (JSON.stringify(order).length > MAX_ORDER) throw invalidOption('permissions', 'is too long to be told to the other nodes')
   return order
+}
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION */
+export function parseUser (userId: string): string {
+  return parse(text, userId, 'userId')
 }
 
 type Aim = Pick<Revocation, 'kind' | 'key' | 'issuer' | 'tenantId' | 'issuedBefore'> & {

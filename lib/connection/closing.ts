@@ -6,7 +6,7 @@ import { CLOSE, type CloseAction, type CloseName, type CloseReason } from '../pr
 import { now } from './clock.js'
 import type { GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
-import { release } from './gate.js'
+import { giveUpStepUp, release } from './gate.js'
 import type { CloseBy, CloseDetails } from './hub.js'
 import { ABNORMAL } from './socket.js'
 import { wheel } from '../wheel.js'
@@ -43,7 +43,9 @@ export function closeConnection (connection: GuardedConnection, by: CloseBy, det
   connection.isOpen = false
   connection.closeCode = code
   connection.held = null
+  connection.demand = null
   hub.registry.remove(connection)
+  hub.rooms.leaveAll(connection)
   connection.place?.release()
   connection.socket.holdBack(false)
   wheel.schedule(connection, CLOSE_GRACE)
@@ -61,9 +63,11 @@ export function finish (connection: GuardedConnection, code: number, reason: Buf
   connection.place?.release()
   if (connection.isOpen && (connection.isJudging || connection.held !== null)) {
     connection.heldClose = { code, reason }
+    giveUpStepUp(connection)
     return false
   }
   connection.isOpen = false
+  hub.rooms.leaveAll(connection)
   wheel.remove(connection)
   // What the peer answers to a close is not why it was closed.
   const shown = connection.closeCode || connection.ownCloseCode || code
@@ -95,6 +99,14 @@ function closedBy ({ closeCode, ownCloseCode, route }: GuardedConnection, seen: 
   const { closeCodes } = route.hub.settings
   const name = NAMES.find(one => (closeCodes[one] ?? CLOSE[one].code) === closeCode)
   return name === undefined ? 'application' : BY[name]
+}
+
+/** What it is sent it does not read, and it may not wait here without end. */
+export function closeSlow (connection: GuardedConnection): void {
+  const { audit } = connection.route.hub
+  audit.tally.limited('buffered', true)
+  audit.limited(connection, 'FST_HYBRID_AUTH_RATE_LIMITED', true)
+  closeConnection(connection, 'RateLimited', { reason: 'slow_consumer', retryAfterMs: RETRY_AFTER })
 }
 
 /** Closes a socket that never became a connection. */

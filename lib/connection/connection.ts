@@ -6,14 +6,17 @@ import type { AuthContext } from '../../types/context.js'
 import type { Connection, ConnectionEvents } from '../../types/connection.js'
 import type { Place } from '../policy/limits.js'
 import type { MessageRate } from '../policy/rates.js'
-import { SUBPROTOCOL, type CloseName } from '../protocol.js'
+import { SUBPROTOCOL, type CloseName, type ServerFrame } from '../protocol.js'
+import type { Member } from '../rooms/member.js'
 import type { Revocation } from '../cluster/revocations.js'
 import { now } from './clock.js'
-import { checkClose, closeConnection, finish } from './closing.js'
+import { checkClose, closeConnection, closeSlow, finish } from './closing.js'
+import { sendFrame } from './control.js'
 import { flush, receive } from './gate.js'
 import type { RouteSettings } from './hub.js'
 import { isOver, look } from './lifecycle.js'
 import type { GuardedSocket, RawFrame, SocketOwner } from './socket.js'
+import type { Demand } from './step-up.js'
 import type { Wheeled } from '../wheel.js'
 
 export interface Granted {
@@ -37,7 +40,7 @@ const NODE = randomBytes(6).toString('base64url')
 const GOLDEN_RATIO = 0.618034
 let made = 0
 
-export class GuardedConnection implements Connection, SocketOwner, Wheeled {
+export class GuardedConnection implements Connection, Member, SocketOwner, Wheeled {
   readonly socket: GuardedSocket
   readonly request: FastifyRequest
   readonly route: RouteSettings
@@ -74,6 +77,10 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
   revoked: Ending | null = null
   /** Permissions that were set on it, and those of its credential that they stand for. */
   granted: Granted | null = null
+  /** A message that waits for another credential. */
+  demand: Demand | null = null
+  memberships: Member['memberships'] = null
+  joining: Member['joining'] = null
   /** Where connections are limited. */
   place: Place | null = null
   /** What it may send; null: as much as it likes. */
@@ -133,6 +140,48 @@ export class GuardedConnection implements Connection, SocketOwner, Wheeled {
 
   can (permission: string): boolean {
     return this.context.permissions.includes(permission)
+  }
+
+  get rooms (): ReadonlySet<string> {
+    return new Set(this.memberships?.keys())
+  }
+
+  async join (room: string): Promise<boolean> {
+    return await this.route.hub.rooms.join(this, room) === null
+  }
+
+  leave (room: string): boolean {
+    return this.route.hub.rooms.leave(this, room, 'removed')
+  }
+
+  isLive (time: number): boolean {
+    return this.isOpen && !isOver(this, time) && this.socket.readyState === this.socket.OPEN
+  }
+
+  canAct (): boolean {
+    return this.isOpen && !isOver(this)
+  }
+
+  canJoin (): boolean {
+    const { protocol } = this.socket
+    return (protocol === '' || protocol === SUBPROTOCOL) && this.heldClose === null && this.canAct()
+  }
+
+  get buffered (): number {
+    return this.socket.bufferedAmount
+  }
+
+  pass (frame: Buffer): void {
+    this.framesOut++
+    this.socket.pass(frame)
+  }
+
+  say (frame: ServerFrame): void {
+    if (this.speaks) sendFrame(this.socket, frame)
+  }
+
+  closeSlow (): void {
+    closeSlow(this)
   }
 
   send (value: unknown): boolean {

@@ -6,7 +6,9 @@ import type { AuthContext } from '../../types/context.js'
 import { ERRORS } from '../errors.js'
 import type { ParsedOptions } from '../options.js'
 import type { ParsedRouteRule } from '../route-options.js'
+import { unawaited, whenReady } from '../maybe.js'
 import type { Place } from '../policy/limits.js'
+import { compileMessageDecision } from '../policy/messages.js'
 import { MessageRate } from '../policy/rates.js'
 import type { RequirementCheck } from '../policy/requirements.js'
 import { SUBPROTOCOL } from '../protocol.js'
@@ -21,24 +23,27 @@ import { isOver, lookAt, schedule } from './lifecycle.js'
 import { ReusableMessage } from './message.js'
 import { NOBODY, NobodysSocket } from './nobody.js'
 import { PendingSocket } from './pending.js'
+import { refreshConnection } from './permissions.js'
 import { Registry } from './registry.js'
 import { SessionWatch } from './sessions.js'
 import { isGuarded, ownerOf, setOwner, type GuardedSocket } from './socket.js'
 import { WaitingSockets } from './waiting.js'
 
-export type HubParts = Pick<Hub, 'verifiers' | 'audit' | 'report' | 'revocations' | 'limits' | 'rates'>
+export type HubParts = Pick<Hub, 'verifiers' | 'audit' | 'report' | 'revocations' | 'limits' | 'rates' | 'permissions' | 'rooms' | 'publisher'>
 
-export function createHub (options: ParsedOptions, { verifiers, audit, report, revocations, limits, rates }: HubParts): Hub {
+export function createHub (options: ParsedOptions, parts: HubParts): Hub {
+  const { verifiers } = parts
   const registry = new Registry()
   const sessions = verifiers.sessions === null ? null : new SessionWatch(verifiers.sessions, options, registry)
   return {
-    settings: options, verifiers, registry, pending: new WaitingSockets(options.limits), sessions, audit, report, revocations, limits, rates, lookAt, isDraining: false, isIsolated: false
+    ...parts, settings: options, registry, pending: new WaitingSockets(options.limits), sessions, lookAt, isDraining: false, isIsolated: false
   }
 }
 
 export function createRouteSettings (hub: Hub, rule: ParsedRouteRule, meets: RequirementCheck): RouteSettings {
-  const { authorize, onRefused, rate, control, firstMessage, sessionMaxAge } = rule
-  return { hub, meets, authorize, onRefused, rate, control, firstMessage, sessionMaxAge, message: new ReusableMessage() }
+  const { onRefused, rate, control, firstMessage, sessionMaxAge, rooms } = rule
+  const decide = compileMessageDecision(rule.authorize, rule.messages)
+  return { hub, meets, decide, onRefused, rate, control, firstMessage, sessionMaxAge, rooms, message: new ReusableMessage() }
 }
 
 /**
@@ -71,7 +76,7 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     return
   }
   if (context !== null) {
-    if (isLive(begin(socket, request, route, context, place))) run()
+    whenCurrent(begin(socket, request, route, context, place), run)
     return
   }
   const full = hub.pending.refusalOf(request)
@@ -88,22 +93,22 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     const { protocol } = socket
     connection.speaks = connection.readsControl
     schedule(connection)
-    if (!isLive(connection)) return
-    if (protocol === '' || protocol === SUBPROTOCOL) {
-      sendFrame(socket, {
-        type: 'auth_success',
-        user: { id: authenticated.userId },
-        authType: authenticated.authType,
-        connectionId: connection.id,
-        expiresIn: secondsUntil(authenticated.expiresAt)
-      })
-    }
     connection.framesIn = held.length + 1
+    // Before anything else comes; and it may be too much.
     holdEarly(connection, held)
-    // What came before may have been too much.
-    if (!connection.isOpen) return
-    run()
-    flush(connection)
+    whenCurrent(connection, () => {
+      if (protocol === '' || protocol === SUBPROTOCOL) {
+        sendFrame(socket, {
+          type: 'auth_success',
+          user: { id: authenticated.userId },
+          authType: authenticated.authType,
+          connectionId: connection.id,
+          expiresIn: secondsUntil(authenticated.expiresAt)
+        })
+      }
+      run()
+      flush(connection)
+    })
   }))
 }
 
@@ -129,6 +134,14 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
     }
   }
   return connection
+}
+
+/** What the user may do may have changed between the question and now: then it is asked again, and the handler waits. */
+function whenCurrent (connection: GuardedConnection, run: () => void): void {
+  if (!isLive(connection)) return
+  const { permissions } = connection.route.hub
+  if (permissions === null || permissions.isCurrent(connection.context)) run()
+  else unawaited(whenReady(refreshConnection(connection), () => { if (connection.isOpen && !isOver(connection)) run() }))
 }
 
 /**

@@ -7,20 +7,35 @@ export type ControlType = 'auth' | 'auth_update' | 'token_refresh'
 
 const NAMES = (['auth', 'auth_update', 'token_refresh'] as const satisfies readonly ControlType[])
   .map(name => ({ name, bytes: Buffer.from(`${name}"`) }))
+const ROOM_NAMES = ['join', 'leave', 'message'].map(name => Buffer.from(`${name}"`))
 const KEY = Buffer.from('"type"')
 const [SPACE, TAB, LF, CR, QUOTE, COLON, BRACE] = [0x20, 0x09, 0x0a, 0x0d, 0x22, 0x3a, 0x7b]
 
 /** null: not ours. `type` must be the first member, as every JSON writer puts it that is told so. */
 export function controlType (data: RawFrame): ControlType | null {
-  if (!Buffer.isBuffer(data) || data[0] !== BRACE) return null
-  let at = skipSpace(data, 1)
-  if (!startsWith(data, at, KEY)) return null
-  at = skipSpace(data, at + KEY.length)
-  if (data[at] !== COLON) return null
-  at = skipSpace(data, at + 1)
-  if (data[at] !== QUOTE) return null
-  for (const { name, bytes } of NAMES) if (startsWith(data, at + 1, bytes)) return name
+  if (!Buffer.isBuffer(data)) return null
+  const at = typeAt(data)
+  if (at === -1) return null
+  for (const { name, bytes } of NAMES) if (startsWith(data, at, bytes)) return name
   return null
+}
+
+/** Whether a client says something of rooms: on a route that lets it, this too is ours. */
+export function isRoomFrame (data: RawFrame): data is Buffer {
+  if (!Buffer.isBuffer(data)) return false
+  const at = typeAt(data)
+  return at !== -1 && ROOM_NAMES.some(bytes => startsWith(data, at, bytes))
+}
+
+/** Where the text of the first member begins, if that is `type`; else -1. */
+function typeAt (data: Buffer): number {
+  if (data[0] !== BRACE) return -1
+  let at = skipSpace(data, 1)
+  if (!startsWith(data, at, KEY)) return -1
+  at = skipSpace(data, at + KEY.length)
+  if (data[at] !== COLON) return -1
+  at = skipSpace(data, at + 1)
+  return data[at] === QUOTE ? at + 1 : -1
 }
 
 export function sendFrame (socket: GuardedSocket, frame: ServerFrame): void {

@@ -1,16 +1,14 @@
 /** What a command does to the connections of this process. */
 import { setImmediate as immediate } from 'node:timers/promises'
 import type { ConnectionFilter } from '../../types/connection.js'
-import type { AuthContext } from '../../types/context.js'
-import type { Outcome } from '../cluster/cluster.js'
 import { isAimedAt, isOlder, type Revocation } from '../cluster/revocations.js'
 import { AT_ONCE, now } from './clock.js'
+import { unawaited } from '../maybe.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
-import type { CloseBy, CloseDetails, Hub } from './hub.js'
+import type { CloseBy, CloseDetails } from './hub.js'
 import { endBy, isOver } from './lifecycle.js'
-import { replaceContext } from './reauth.js'
 import type { Registry } from './registry.js'
 
 /** Closes between two turns of the loop. */
@@ -58,28 +56,10 @@ export function requireReauth (connections: readonly GuardedConnection[], revoca
       sendFrame(connection.socket, { type: 'token_refresh_required', expiresIn: Math.ceil(reauthWithin / 1000) })
     }
     connection.announce('expiring', reauthWithin)
+    unawaited(connection.route.hub.rooms.recheck(connection))
   }
 }
 
 export async function disconnectAll (connections: readonly GuardedConnection[], by: CloseBy, details: CloseDetails): Promise<void> {
   await inBatches(connections, connection => { closeConnection(connection, by, details) })
-}
-
-/** A new version of every context, and the route's rule asked of it. */
-export function changePermissions (hub: Hub, userId: string, given: readonly string[]): Outcome {
-  const permissions = Object.freeze([...given])
-  const connections = hub.registry.find({ userId })
-  for (const connection of connections) {
-    const { context } = connection
-    const added = permissions.filter(name => !context.permissions.includes(name))
-    const removed = context.permissions.filter(name => !permissions.includes(name))
-    connection.granted = { permissions, insteadOf: connection.granted?.insteadOf ?? context.permissions }
-    replaceContext(connection, Object.freeze<AuthContext>({ ...context, permissions }), context.version + 1, {
-      onReplaced () { hub.audit.permissionsChanged(connection) },
-      onHolds () {
-        if (connection.speaks) sendFrame(connection.socket, { type: 'permission_update', permissions, added, removed })
-      }
-    })
-  }
-  return { matched: connections.length, closed: connections.filter(({ isOpen }) => !isOpen).length }
 }

@@ -4,20 +4,21 @@
  */
 import { settleWithin } from '../deadline.js'
 import { adopt, attempt, whenReady, type Maybe } from '../maybe.js'
+import { isStepUp } from '../policy/step-up.js'
 import { now } from './clock.js'
 import { closeConnection, finish, RETRY_AFTER } from './closing.js'
 import type { GuardedConnection, HeldFrame } from './connection.js'
-import { controlType, sendFrame } from './control.js'
+import { controlType, isRoomFrame, sendFrame } from './control.js'
 import { isOver } from './lifecycle.js'
 import { byteLengthOf, ReusableMessage } from './message.js'
 import { isLimited, isTooMuch } from './rate.js'
 import { reauthenticate } from './reauth.js'
+import { ANSWERED, takeRoomFrame } from './room-frames.js'
 import { isStale, readSession } from './sessions.js'
 import { awaitListener, type RawFrame } from './socket.js'
+import { demandStepUp, takeDemanded } from './step-up.js'
 
 const MAX_HELD_FRAMES = 32
-/** A verdict: refused, and answered already. */
-const LIMITED = Symbol('limited')
 const MAX_HELD_BYTES = 64 * 1024
 
 export function receive (connection: GuardedConnection, data: RawFrame, isBinary: boolean): void {
@@ -29,7 +30,7 @@ export function receive (connection: GuardedConnection, data: RawFrame, isBinary
   if (!isBinary && connection.readsControl && isOurs(connection, data)) return
   connection.lastMessageAt = time
   connection.isUsed = true
-  if (isListening(connection) && connection.held === null && !connection.isJudging) judge(connection, data, isBinary)
+  if ((isListening(connection) || isForRooms(connection, data, isBinary)) && connection.held === null && !connection.isJudging) judge(connection, data, isBinary)
   else hold(connection, data, isBinary)
 }
 
@@ -41,6 +42,11 @@ function isOurs (connection: GuardedConnection, data: RawFrame): boolean {
   return true
 }
 
+/** Frames about rooms keep their place among the others, and need nobody of the application to hear them. */
+function isForRooms ({ route, readsControl }: GuardedConnection, data: RawFrame, isBinary: boolean): data is Buffer {
+  return route.rooms && readsControl && !isBinary && isRoomFrame(data)
+}
+
 /** A handler that was given its time and never listened gets what it would without us: frames that nobody hears. */
 function isListening ({ socket, isGivenUp }: GuardedConnection): boolean {
   return isGivenUp || socket.listenerCount('message') > 0
@@ -50,8 +56,11 @@ function hold (connection: GuardedConnection, data: RawFrame, isBinary: boolean)
   connection.held ??= []
   connection.held.push({ data, isBinary })
   connection.heldBytes += byteLengthOf(data)
-  if (!isListening(connection)) awaitHandler(connection)
-  if (connection.held.length >= MAX_HELD_FRAMES || connection.heldBytes >= MAX_HELD_BYTES) connection.socket.holdBack(true)
+  if (!isListening(connection) && !isForRooms(connection, data, isBinary)) awaitHandler(connection)
+  if (connection.held.length < MAX_HELD_FRAMES && connection.heldBytes < MAX_HELD_BYTES) return
+  // What is not read cannot bring the credential that is waited for.
+  if (connection.demand === null) connection.socket.holdBack(true)
+  else giveUpStepUp(connection)
 }
 
 /** Takes over frames that came before there was a connection. */
@@ -72,19 +81,44 @@ export function flush (connection: GuardedConnection): void {
     const { held } = connection
     // What is revoked in a crowd ends at once, and is closed in its turn.
     if (isOver(connection)) return
-    if (!isListening(connection)) {
-      if (held.length === 0) break
+    const [frame] = held
+    if (frame === undefined) break
+    if (!isListening(connection) && !isForRooms(connection, frame.data, frame.isBinary)) {
       awaitHandler(connection)
       return
     }
     connection.heldSince = 0
-    const frame = held.shift()
-    if (frame === undefined) break
+    held.shift()
     connection.heldBytes -= byteLengthOf(frame.data)
     judge(connection, frame.data, frame.isBinary)
   }
   if (connection.isJudging) return
   release(connection)
+}
+
+/** Nobody listened in time: what is held for the application is dropped, and what is ours is done. @returns how much was dropped */
+export function dropUnheard (connection: GuardedConnection): number {
+  const before = connection.held?.length ?? 0
+  connection.held = connection.held?.filter(({ data, isBinary }) => isForRooms(connection, data, isBinary)) ?? null
+  const left = connection.held?.length ?? 0
+  connection.heldBytes = connection.held?.reduce((sum, { data }) => sum + byteLengthOf(data), 0) ?? 0
+  connection.isGivenUp = true
+  flush(connection)
+  return before - left
+}
+
+/** The credential that a message needs has come, or will not: it is judged again, or refused. */
+export function resumeStepUp (connection: GuardedConnection): void {
+  const frame = takeDemanded(connection)
+  if (frame === null) return
+  judge(connection, frame.data, frame.isBinary, true)
+  flush(connection)
+}
+
+export function giveUpStepUp (connection: GuardedConnection): void {
+  if (takeDemanded(connection) === null) return
+  refuse(connection)
+  flush(connection)
 }
 
 /** Forgets what is held, reads again, and lets a close through that had to wait. */
@@ -117,7 +151,7 @@ function judge (connection: GuardedConnection, data: RawFrame, isBinary: boolean
     judgeLater(connection, readSession(connection).then(() => ask(connection, data, isBinary, isPaid)), data, isBinary)
     return
   }
-  if (connection.route.authorize === undefined && connection.rate?.isShared !== true) {
+  if (connection.route.decide === undefined && connection.rate?.isShared !== true && !isForRooms(connection, data, isBinary)) {
     connection.socket.deliver(data, isBinary)
     return
   }
@@ -136,7 +170,7 @@ function ask (connection: GuardedConnection, data: RawFrame, isBinary: boolean, 
   })
   return whenReady(room, wait => {
     // Whoever it is from may have ended meanwhile.
-    if (!connection.isOpen || isOver(connection) || (wait > 0 && isLimited(connection, rate, wait))) return LIMITED
+    if (!connection.isOpen || isOver(connection) || (wait > 0 && isLimited(connection, rate, wait))) return ANSWERED
     return askRoute(connection, data, isBinary)
   })
 }
@@ -144,11 +178,12 @@ function ask (connection: GuardedConnection, data: RawFrame, isBinary: boolean, 
 /** What the route says; what throws is a refusal. There is no closure here, for every message would pay for it. */
 function askRoute (connection: GuardedConnection, data: RawFrame, isBinary: boolean): Maybe<unknown> {
   const { route, context, request } = connection
-  const { authorize } = route
-  if (authorize === undefined) return true
+  if (isForRooms(connection, data, isBinary)) return takeRoomFrame(connection, data)
+  const { decide } = route
+  if (decide === undefined) return true
   try {
-    const verdict = authorize(context, route.message.set(data, isBinary), request)
-    return typeof verdict === 'boolean' ? verdict : askLater(connection, adopt(verdict))
+    const verdict = decide(context, route.message.set(data, isBinary), request)
+    return typeof verdict === 'boolean' ? verdict : askLater(connection, adopt<unknown>(verdict))
   } catch (error) {
     return fault(connection, error)
   }
@@ -168,7 +203,7 @@ function judgeLater (connection: GuardedConnection, pending: Promise<unknown>, d
     connection.isJudging = false
     if (connection.isOpen && !isOver(connection) && !isRevokedUnseen(connection)) {
       // Reached for a context that is no longer the connection's: reached again.
-      if (connection.context.version !== version && verdict !== LIMITED) judge(connection, data, isBinary, true)
+      if (connection.context.version !== version && verdict !== ANSWERED) judge(connection, data, isBinary, true)
       else settle(connection, verdict, data, isBinary)
     }
     flush(connection)
@@ -181,11 +216,17 @@ function settle (connection: GuardedConnection, verdict: unknown, data: RawFrame
     return
   }
   // The client knows.
-  if (verdict === LIMITED) return
+  if (verdict === ANSWERED) return
+  if (!isStepUp(verdict)) refuse(connection)
+  else if (!demandStepUp(connection, verdict, { data, isBinary })) refuse(connection, connection.speaks)
+}
+
+/** @param isTold the client knows already */
+function refuse (connection: GuardedConnection, isTold = false): void {
   const { route } = connection
   route.hub.audit.messageRefused(connection)
   if (route.onRefused === 'close') closeConnection(connection, 'Forbidden')
-  else if (connection.speaks) {
+  else if (connection.speaks && !isTold) {
     sendFrame(connection.socket, { type: 'error', code: 'forbidden', message: 'This message is not allowed', action: 'none' })
   }
 }

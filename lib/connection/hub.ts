@@ -1,16 +1,19 @@
 /** What the parts of this folder share: the settings of a registration and of a route, and the ways out of the folder. */
 import type { FastifyRequest } from 'fastify'
 import type { AuthContext } from '../../types/context.js'
-import type { MessageRule } from '../../types/rules.js'
 import type { Refusal } from '../errors.js'
 import type { Maybe } from '../maybe.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
 import type { Revocation } from '../cluster/revocations.js'
 import type { ConnectionLimits } from '../policy/limits.js'
+import type { MessageDecision } from '../policy/messages.js'
+import type { PermissionSource } from '../policy/permissions.js'
 import type { RateParts, RouteRates } from '../policy/rates.js'
 import type { RequirementCheck } from '../policy/requirements.js'
 import type { CloseAction, CloseName } from '../protocol.js'
+import type { Publisher } from '../rooms/publisher.js'
+import type { Rooms } from '../rooms/rooms.js'
 import type { VerifiedSession } from '../verify/session.js'
 import type { GuardedConnection } from './connection.js'
 import type { ReusableMessage } from './message.js'
@@ -20,7 +23,7 @@ import type { WaitingSockets } from './waiting.js'
 
 /** The options that matter after the 101. */
 export type Settings = Pick<ParsedOptions,
-  'handshakeTimeout' | 'expiryGrace' | 'maxConnectionAge' | 'idleTimeout' | 'heartbeat' | 'drain' | 'closeCodes' | 'limits' | 'report'>
+  'rooms' | 'handshakeTimeout' | 'expiryGrace' | 'maxConnectionAge' | 'idleTimeout' | 'heartbeat' | 'drain' | 'closeCodes' | 'limits' | 'report'>
 
 /** The same path as before the 101. */
 export interface Verifiers {
@@ -57,6 +60,10 @@ export interface Hub {
   /** null: connections are not counted. */
   readonly limits: ConnectionLimits | null
   readonly rates: RateParts
+  /** null: permissions are what credentials say. */
+  readonly permissions: PermissionSource | null
+  readonly rooms: Rooms<GuardedConnection>
+  readonly publisher: Publisher<GuardedConnection>
   /** The application is closing: new sockets are refused. */
   isDraining: boolean
   /** The cluster is away for too long: new sockets are refused. */
@@ -70,7 +77,10 @@ export interface Hub {
 export interface RouteSettings {
   readonly hub: Hub
   readonly meets: RequirementCheck
-  readonly authorize: MessageRule | undefined
+  /** undefined: every message is delivered. */
+  readonly decide: MessageDecision | undefined
+  /** Whether clients may say what they want of rooms. */
+  readonly rooms: boolean
   readonly onRefused: 'error' | 'close'
   readonly rate: RouteRates | undefined
   readonly control: boolean | undefined

@@ -7,7 +7,7 @@ import { AT_ONCE, fromEpoch, now } from './clock.js'
 import { closeConnection } from './closing.js'
 import type { Ending, GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
-import { release } from './gate.js'
+import { dropUnheard, giveUpStepUp } from './gate.js'
 import { readSession } from './sessions.js'
 import { HORIZON, wheel } from '../wheel.js'
 
@@ -64,6 +64,7 @@ export function look (connection: GuardedConnection): void {
   if (isDue(connection.refreshAt, time)) askToRefresh(connection)
   if (isDue(nextReading(connection), time)) readSession(connection).catch(() => {})
   if (isDue(nextRelease(connection), time)) discard(connection)
+  if (isDue(connection.demand?.until ?? 0, time)) giveUpStepUp(connection)
   lookAt(connection)
 }
 
@@ -72,6 +73,7 @@ export function lookAt (connection: GuardedConnection): void {
   if (!connection.isOpen) return
   const { endsAt, refreshAt, pingAt, lastMessageAt, route: { hub: { settings: { idleTimeout } } } } = connection
   let next = sooner(sooner(endsAt, refreshAt), sooner(pingAt, nextReading(connection)))
+  next = sooner(next, connection.demand?.until ?? 0)
   next = sooner(next, sooner(nextRelease(connection), idleTimeout === undefined ? 0 : lastMessageAt + idleTimeout))
   // Clocks are set forward and back: no connection goes unseen for longer than the wheel is round.
   wheel.schedule(connection, next === 0 ? HORIZON : Math.min(next - now(), HORIZON))
@@ -158,9 +160,8 @@ function isDead (connection: GuardedConnection, time: number): boolean {
 
 /** The handler never listened: it is a socket that only sends, and what came is dropped as without us. */
 function discard (connection: GuardedConnection): void {
-  connection.request.log.warn({ frames: connection.held?.length }, 'dropped frames that no listener was attached for')
-  connection.isGivenUp = true
-  release(connection)
+  const frames = dropUnheard(connection)
+  connection.request.log.warn({ frames }, 'dropped frames that no listener was attached for')
 }
 
 /** The sooner of two times, of which 0 is never. */

@@ -5,16 +5,18 @@ import { settleWithin } from '../deadline.js'
 import { ERRORS, isRefusal, type Refusal } from '../errors.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { Place } from '../policy/limits.js'
-import { retryAfterOf } from '../request.js'
+import type { Unmet } from '../policy/requirements.js'
+import { refusalFor, retryAfterOf, stepUpOf } from '../request.js'
 import { parseClientFrame, type CloseName } from '../protocol.js'
 import { limitBytes } from './bytes.js'
 import { closeSocket, EVICTED } from './closing.js'
 import type { HeldFrame } from './connection.js'
-import { controlType } from './control.js'
+import { controlType, sendFrame } from './control.js'
 import type { FastifyRequest } from 'fastify'
 import type { CloseDetails, RouteSettings } from './hub.js'
 import { byteLengthOf } from './message.js'
 import type { GuardedSocket, RawFrame, SocketOwner } from './socket.js'
+import { STEP_UP_CLOSE, stepUpFrame } from './step-up.js'
 import { wheel, type Wheeled } from '../wheel.js'
 
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
@@ -126,7 +128,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
       })
     const admitted = attempt(() => whenReady(hub.verifiers.verifyToken(this.#request, frame.token), outcome => isRefusal(outcome)
       ? outcome
-      : whenReady(this.#meets(outcome), (holds): Maybe<AuthContext | Refusal> => holds ? takePlace(outcome) : 'FST_HYBRID_AUTH_FORBIDDEN')), failed)
+      : whenReady(this.#meets(outcome), (unmet): Maybe<AuthContext | Refusal> => unmet === null ? takePlace(outcome) : refusalFor(this.#request, unmet))), failed)
     settleWithin<AuthContext | Refusal>(admitted, hub.settings.handshakeTimeout, UNAVAILABLE, given => {
       if (!this.#isPending) return
       if (hasLost(place)) {
@@ -134,7 +136,9 @@ export class PendingSocket implements SocketOwner, Wheeled {
         return
       }
       if (isRefusal(given)) {
-        this.fail(ERRORS[given].close, given, detailsOf(this.#request, given))
+        const stepUp = stepUpOf(this.#request, given)
+        if (stepUp !== null) sendFrame(this.#socket, stepUpFrame(stepUp))
+        this.fail(ERRORS[given].close, given, stepUp === null ? detailsOf(this.#request, given) : STEP_UP_CLOSE)
         return
       }
       this.#leave()
@@ -142,7 +146,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
     })
   }
 
-  #meets (auth: AuthContext): Maybe<boolean> {
+  #meets (auth: AuthContext): Maybe<Unmet | null> {
     this.#who = auth
     return this.#route.meets(auth, this.#request)
   }

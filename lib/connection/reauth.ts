@@ -1,15 +1,19 @@
 /** A fresh credential for an open socket: verified by the same path, applied in one step, in the order it was sent. */
-import { settleWithin } from '../deadline.js'
+import { settledWithin, settleWithin } from '../deadline.js'
 import { isRefusal, type Refusal } from '../errors.js'
 import type { AuthContext } from '../../types/context.js'
-import { attempt } from '../maybe.js'
+import { attempt, unawaited, whenReady, type Maybe } from '../maybe.js'
+import { FORBIDDEN, type Unmet } from '../policy/requirements.js'
+import { isStepUp } from '../policy/step-up.js'
 import { parseClientFrame } from '../protocol.js'
 import { retryAfterOf, setContext } from '../request.js'
 import { withVersion } from '../verify/context.js'
 import { closeConnection, RETRY_AFTER } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
+import { resumeStepUp } from './gate.js'
 import { isOver, schedule } from './lifecycle.js'
+import { STEP_UP_CLOSE, stepUpFrame } from './step-up.js'
 
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
 const TOO_MANY: Refusal = 'FST_HYBRID_AUTH_TOO_MANY_FAILURES'
@@ -59,13 +63,13 @@ function apply (connection: GuardedConnection, next: AuthContext, turn: number):
   // The same token, sent again, does not undo what was set since.
   if (!isSameToken(connection.context, next)) connection.granted = null
   const current = withGranted(connection, next)
-  replaceContext(connection, current, connection.context.version + 1, {
+  unawaited(replaceContext(connection, current, connection.context.version + 1, {
     onHolds () {
       hub.audit.refreshed(connection)
       sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) })
     },
-    onForbidden () { hub.audit.refreshRefused(connection, 'FST_HYBRID_AUTH_FORBIDDEN') }
-  })
+    onForbidden (unmet) { hub.audit.refreshRefused(connection, unmet.code) }
+  }))
 }
 
 function refuse (connection: GuardedConnection, code: Refusal): void {
@@ -112,14 +116,15 @@ export interface Replacement {
   /** The route's rule holds. */
   readonly onHolds?: () => void
   /** It does not, and the connection is about to be closed. */
-  readonly onForbidden?: () => void
+  readonly onForbidden?: (unmet: Unmet) => void
 }
 
 /**
  * Swaps the context, the indexes and everything that follows from its times, in one step: what was lost is lost at once.
- * Then the route's rule is asked, and the connection ends if it no longer holds.
+ * Then the route's rule is asked, and the connection ends if it no longer holds, and so are its rooms.
+ * @returns when all of them have answered. Never rejects.
  */
-export function replaceContext (connection: GuardedConnection, next: AuthContext, version: number, told: Replacement = {}): void {
+export function replaceContext (connection: GuardedConnection, next: AuthContext, version: number, told: Replacement = {}): Maybe<void> {
   const { request, route } = connection
   const isNew = version !== connection.context.version
   const context = withVersion(next, version)
@@ -130,24 +135,30 @@ export function replaceContext (connection: GuardedConnection, next: AuthContext
   schedule(connection)
   if (!isNew) return
   told.onReplaced?.()
-  recheckRule(connection, context, told)
+  const rule = recheckRule(connection, context, told)
+  const rooms = route.hub.rooms.recheck(connection)
+  return whenReady(rule, () => rooms)
 }
 
-function recheckRule (connection: GuardedConnection, context: AuthContext, { onHolds, onForbidden }: Replacement): void {
+function recheckRule (connection: GuardedConnection, context: AuthContext, { onHolds, onForbidden }: Replacement): Maybe<void> {
   const { request, route } = connection
-  const failed = (error: unknown): false => {
+  const failed = (error: unknown): Unmet => {
     route.hub.report(request, 'rule', error)
-    return false
+    return FORBIDDEN
   }
-  settleWithin(attempt(() => route.meets(context, request), failed), route.hub.settings.handshakeTimeout, false, holds => {
+  const verdict = attempt(() => route.meets(context, request), failed)
+  const inTime = verdict instanceof Promise ? settledWithin<Unmet | null>(verdict, route.hub.settings.handshakeTimeout, FORBIDDEN) : verdict
+  return whenReady(inTime, unmet => {
     // A later context has its own answer, and may be there already.
     if (connection.context !== context || !connection.isOpen) return
-    if (holds) {
+    if (unmet === null) {
       onHolds?.()
       connection.announce('refresh', context)
-    } else {
-      onForbidden?.()
-      closeConnection(connection, 'Forbidden')
+      resumeStepUp(connection)
+      return
     }
+    onForbidden?.(unmet)
+    if (isStepUp(unmet)) connection.say(stepUpFrame(unmet))
+    closeConnection(connection, 'Forbidden', isStepUp(unmet) ? STEP_UP_CLOSE : {})
   })
 }

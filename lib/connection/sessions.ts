@@ -2,6 +2,7 @@
 import type { FastifyRequest } from 'fastify'
 import { settledWithin } from '../deadline.js'
 import { isRefusal, type Refusal } from '../errors.js'
+import { unawaited } from '../maybe.js'
 import { sessionContext } from '../verify/context.js'
 import type { VerifiedSession } from '../verify/session.js'
 import { now } from './clock.js'
@@ -133,9 +134,9 @@ function update (connection: GuardedConnection, session: VerifiedSession): void 
   if (!connection.route.hub.revocations.covers(next)) connection.revoked = null
   const isChanged = JSON.stringify([context.user, context.permissions]) !== JSON.stringify([next.user, next.permissions])
   const isOtherRights = JSON.stringify(context.permissions) !== JSON.stringify(next.permissions)
-  replaceContext(connection, next, isChanged ? context.version + 1 : context.version, {
+  unawaited(replaceContext(connection, next, isChanged ? context.version + 1 : context.version, {
     onReplaced () { if (isOtherRights) connection.route.hub.audit.permissionsChanged(connection) }
-  })
+  }))
 }
 
 /** Whether a message has to wait until the session was read again. */

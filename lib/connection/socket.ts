@@ -31,6 +31,9 @@ export interface SocketOwner {
   closing (code: number): void
 }
 
+/** Bytes would be sent as binary. */
+const AS_TEXT = Object.freeze({ binary: false })
+
 /** As the options of a server have it. */
 type SocketClass = NonNullable<FastifyInstance['websocketServer']['options']['WebSocket']>
 
@@ -44,6 +47,8 @@ export interface GuardedSocket extends WebSocket {
   deliver (data: RawFrame, isBinary: boolean): void
   /** Sends a frame of ours, whatever the owner says. */
   sendControl (text: string): void
+  /** Sends a frame of text that is written already. The owner has decided. */
+  pass (frame: Buffer): void
   /** Ends it without a close frame, and not in the name of the application. */
   cutOff (): void
   /** Stops reading, or reads again if the application does not want it stopped. */
@@ -137,6 +142,10 @@ export function guardedClass (Base: SocketClass): SocketClass {
     sendControl (text: string): void {
       this[OWNER]?.sent?.()
       super.send(text)
+    }
+
+    pass (frame: Buffer): void {
+      super.send(frame, AS_TEXT)
     }
 
     holdBack (on: boolean): void {

@@ -5,7 +5,7 @@ import { accept, createRouteSettings } from '../connection/connections.js'
 import type { Hub } from '../connection/hub.js'
 import { NOBODY } from '../connection/nobody.js'
 import { settleWithin } from '../deadline.js'
-import { isRefusal, type Refusal } from '../errors.js'
+import { invalidOption, isRefusal, type Refusal } from '../errors.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { Auditor } from '../observe/audit.js'
 import { withoutToken } from '../observe/redaction.js'
@@ -13,7 +13,7 @@ import type { ParsedOptions } from '../options.js'
 import type { ParsedRouteRule } from '../route-options.js'
 import type { Place } from '../policy/limits.js'
 import { compileRequirements } from '../policy/requirements.js'
-import { admitUpgrade, contextOf, networkOf, schemeOf, setContext } from '../request.js'
+import { admitUpgrade, contextOf, networkOf, refusalFor, schemeOf, setContext } from '../request.js'
 import type { Chain, FaultReporter } from '../verify/chain.js'
 import { revokedAs } from '../verify/context.js'
 import { createCredentialFinder } from './credentials.js'
@@ -56,6 +56,7 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
   return function createGuard (rule: ParsedRouteRule, isSocket: boolean): GuardHook {
     const meets = compileRequirements(rule)
     const settings = createRouteSettings(hub, rule, meets)
+    if (rule.rooms && options.rooms.authorize === undefined && options.rooms.patterns === undefined) throw invalidOption('auth.rooms', 'needs rooms.authorize or rooms.patterns')
 
     return function hybridAuthGuard (request, reply, done) {
       const failed = (error: unknown): Refusal => {
@@ -76,8 +77,8 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
         if (admission === null) return takePlace(null)
         if (!isContext(admission)) return admission
         who = admission
-        return whenReady(meets(admission, request), (holds): Maybe<Verdict> => {
-          if (!holds) return 'FST_HYBRID_AUTH_FORBIDDEN'
+        return whenReady(meets(admission, request), (unmet): Maybe<Verdict> => {
+          if (unmet !== null) return refusalFor(request, unmet)
           return hub.limits === null ? admission : takePlace(admission)
         })
       }), failed)

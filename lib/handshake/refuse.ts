@@ -2,9 +2,12 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { closeSocket, RETRY_AFTER } from '../connection/closing.js'
 import { limitBytes } from '../connection/bytes.js'
+import { STEP_UP_CLOSE, stepUpFrame } from '../connection/step-up.js'
 import { authError, ERRORS, type Refusal } from '../errors.js'
 import type { ParsedOptions } from '../options.js'
-import { admissionOf, admitUpgrade, retryAfterOf } from '../request.js'
+import { challengeOf } from '../policy/step-up.js'
+import { SUBPROTOCOL } from '../protocol.js'
+import { admissionOf, admitUpgrade, retryAfterOf, stepUpOf } from '../request.js'
 import { acceptEarly } from './seam.js'
 import { speaksProtocol } from './subprotocol.js'
 
@@ -21,7 +24,7 @@ export function createRefuser ({ refuse: mode, closeCodes }: ParsedOptions) {
     const { challenge } = ERRORS[code]
     // RFC 6750 §3: the challenge names an error only where a token was presented.
     if (isTemporary(code)) reply.header('Retry-After', Math.ceil(retryAfterOf(request, code, RETRY_AFTER) / 1000))
-    else reply.header('WWW-Authenticate', challenge === undefined ? REALM : `${REALM}, error="${challenge}"`)
+    else reply.header('WWW-Authenticate', challenge === undefined ? REALM : `${REALM}, error="${challenge}"${demandOf(request, code)}`)
     reply.header('Cache-Control', 'no-store').send(authError(code))
   }
 
@@ -38,11 +41,22 @@ export function createRefuser ({ refuse: mode, closeCodes }: ParsedOptions) {
       // What the client has sent meanwhile is read and dropped: a reset would take the close code along.
       limitBytes(net, MAX_BYTES, () => { socket.terminate() })
       const retryAfterMs = retryAfterOf(request, code, undefined)
-      closeSocket(socket, ERRORS[code].close, closeCodes, retryAfterMs === undefined ? {} : { retryAfterMs })
+      const stepUp = stepUpOf(request, code)
+      if (stepUp !== null && socket.protocol === SUBPROTOCOL) socket.send(JSON.stringify(stepUpFrame(stepUp)))
+      closeSocket(socket, ERRORS[code].close, closeCodes, {
+        ...(retryAfterMs !== undefined && { retryAfterMs }),
+        ...(stepUp !== null && STEP_UP_CLOSE)
+      })
     })
     if (isAccepted) reply.hijack()
     return isAccepted
   }
+}
+
+/** As further members of the challenge (RFC 9470 §3). */
+function demandOf (request: FastifyRequest, code: Refusal): string {
+  const stepUp = stepUpOf(request, code)
+  return stepUp === null ? '' : Object.entries(challengeOf(stepUp)).map(([name, value]) => `, ${name}="${value}"`).join('')
 }
 
 /** The credential is as good as it was. */

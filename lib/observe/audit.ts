@@ -43,6 +43,9 @@ const LINES: Readonly<Record<EventType, readonly [level: Level, message: string]
   revoked: ['info', 'the credential was revoked'],
   permissions_changed: ['info', 'permissions changed'],
   message_refused: ['debug', 'message refused'],
+  room_joined: ['debug', 'room joined'],
+  room_left: ['debug', 'room left'],
+  room_refused: ['info', 'room refused'],
   limited: ['warn', 'limit reached'],
   brute_force_suspected: ['warn', 'too many credentials that look like guesses'],
   closed: ['debug', 'connection closed'],
@@ -168,6 +171,12 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     messageRefused (connection: Audited): void {
       tally.messagesRefused++
       tellOf('message_refused', connection, {})
+    },
+    roomJoined (connection: Audited, room: string): void { tellOf('room_joined', connection, { room }) },
+    roomLeft (connection: Audited, room: string, reason: EventOf<'room_left'>['reason']): void { tellOf('room_left', connection, { room, reason }) },
+    roomRefused (connection: Audited, room: string, { action, reason }: Pick<EventOf<'room_refused'>, 'action' | 'reason'>): void {
+      tally.roomsRefused.add(reason)
+      tellOf('room_refused', connection, { room: excerpt(room), action, reason })
     },
     permissionsChanged (connection: Audited): void { tellOf('permissions_changed', connection, { permissions: connection.context.permissions }) },
     revoked (connection: Audited, { reason, id }: { readonly reason: string, readonly id: string | null }): void {

@@ -11,7 +11,12 @@ import type { Tracer } from './tracing.js'
 export interface Measured {
   readonly tally: Tally
   readonly tracer: Tracer
-  readonly hub: { readonly registry: { census (): Census }, readonly pending: { readonly size: number } }
+  readonly hub: {
+    readonly registry: { census (): Census }
+    readonly pending: { readonly size: number }
+    /** Memberships, and rooms that have any. */
+    readonly rooms: { readonly size: number, readonly open: number }
+  }
   readonly node: {
     /** In milliseconds. */
     readonly lag: number
@@ -98,6 +103,13 @@ function describe ({ tally, hub, node }: Measured): Metric[] {
     counter('closes', 'Sockets that ended, by close code and by whom: authentication, limit, server, application, peer, network.',
       () => Object.entries(tally.closes).flatMap(([by, counts]) => [...counts.entries()].map(([code, value]) => ({ value, labels: { code: String(code), by } })))),
     counter('messages_refused', 'Messages that a route did not allow.', () => one(tally.messagesRefused)),
+    gauge('rooms', 'Rooms that have members here.', () => hub.rooms.open),
+    gauge('room_members', 'Members of all rooms.', () => hub.rooms.size),
+    counter('rooms_refused', 'Joins and messages that were refused, by reason.', () => labelled(tally.roomsRefused.entries(), 'reason')),
+    counter('room_messages', 'Messages of rooms: published here, heard from other nodes, sent to members, and those that other nodes missed.', () => [
+      { value: tally.published, labels: { step: 'published' } }, { value: tally.heard, labels: { step: 'heard' } },
+      { value: tally.delivered, labels: { step: 'delivered' } }, { value: tally.unpublished, labels: { step: 'lost' } }
+    ]),
     counter('limited', 'What a limit refused, or only reported.', () => pairs(tally.limits, ['limit', 'enforced'])),
     counter('brute_force_suspected', 'Alerts for too many credentials that look like guesses.', () => one(tally.bruteForces)),
     counter('audit_dropped', 'Events that the audit function was too slow for.', () => one(tally.auditDropped)),

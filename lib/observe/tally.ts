@@ -61,9 +61,29 @@ export class Tally {
   expiries = 0
   revoked = 0
   messagesRefused = 0
+  /** By reason. */
+  readonly roomsRefused = new Counts()
+  /** Messages of rooms: what this node published, what of it the other nodes were not told, what came from them, and what members were sent. */
+  published = 0
+  unpublished = 0
+  heard = 0
+  delivered = 0
   bruteForces = 0
   auditDropped = 0
   auditFailed = 0
+
+  /** One that this node published; a memory of how many members had it, and whether the other nodes were told. */
+  roomMessage (delivered: number, isPublished: boolean): void {
+    this.published++
+    this.delivered += delivered
+    if (!isPublished) this.unpublished++
+  }
+
+  /** One of another node. */
+  roomHeard (delivered: number): void {
+    this.heard++
+    this.delivered += delivered
+  }
 
   handshake (isSocket: boolean, outcome: string): void {
     (isSocket ? this.upgrades : this.requests).add(outcome)

@@ -11,9 +11,11 @@ import type { ParsedOptions } from '../options.js'
 import { requestIdOf, routeOf } from '../request.js'
 import type { Revocations } from '../cluster/revocations.js'
 import type { Failures } from '../policy/failures.js'
+import type { PermissionSource } from '../policy/permissions.js'
 import { jwtContext, revokedAs, sessionContext } from './context.js'
+import type { CheckedIdentity } from './identity.js'
 import { claimedBy } from './identify.js'
-import { createJwtVerifier } from './jwt.js'
+import { createJwtVerifier, type VerifiedToken } from './jwt.js'
 import { realmOf } from './realm.js'
 import { takeTicket, type PresentedTicket, type TicketStore } from './ticket.js'
 import { createSessionVerifier, type SessionVerifier, type VerifiedSession } from './session.js'
@@ -43,12 +45,14 @@ export interface ChainParts {
   /** null: failures are not counted. */
   readonly failures: Failures | null
   readonly tally: Tally
+  /** null: permissions are what identities say. */
+  readonly permissions: PermissionSource | null
 }
 
 export type Chain = Awaited<ReturnType<typeof createChain>>
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION, FST_HYBRID_AUTH_MISSING_DEPENDENCY */
-export async function createChain (options: ParsedOptions, { report, onBadIdentity, revocations, tickets, failures, tally }: ChainParts) {
+export async function createChain (options: ParsedOptions, { report, onBadIdentity, revocations, tickets, failures, tally, permissions }: ChainParts) {
   const tracer = new Tracer()
   const jwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt, tally, () => { onBadIdentity('jwt.user') })
   const realm = options.jwt === undefined ? '' : realmOf(options.jwt)
@@ -71,8 +75,15 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
       ? TOO_MANY
       : whenReady(jwt.verify(token), (outcome): Maybe<AuthContext | Refusal> => {
         if (outcome === FORGED) return failures?.count(request, presented, INVALID_TOKEN, () => claimedBy(token)) ?? INVALID_TOKEN
-        return isRefusal(outcome) ? outcome : unlessRevoked(jwtContext(outcome, via))
+        return whenReady(grounded(outcome, issuerOf(outcome)), token => isRefusal(token) ? token : unlessRevoked(jwtContext(token, via)))
       }))
+  }
+
+  /** The permissions that the application's source has, where there is one. */
+  function grounded<T extends { readonly identity: CheckedIdentity }> (outcome: T | Refusal, issuer: string | null): Maybe<T | Refusal> {
+    if (permissions === null || isRefusal(outcome)) return outcome
+    const { identity } = outcome
+    return whenReady(permissions.find(issuer, identity.user), found => isRefusal(found) ? found : { ...outcome, identity: { ...identity, permissions: found } })
   }
 
   /** Every credential comes by here, remembered or not, at every use. */
@@ -90,15 +101,20 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
         if (kept === FORGED) return failures?.count(request, request, INVALID_TICKET, () => null) ?? INVALID_TICKET
         if (isRefusal(kept)) return kept
         const again: Maybe<AuthContext | Refusal> = kept.authType === 'session'
-          ? whenReady(sessions?.reread(request, kept.sessionId) ?? INVALID_TICKET, session =>
-            isRefusal(session) ? INVALID_TICKET : sessionContext(session, undefined, 'ticket'))
-          : whenReady(jwt?.recheck(kept) ?? INVALID_TICKET, token => isRefusal(token) ? INVALID_TICKET : jwtContext(token, 'ticket'))
+          ? whenReady(groundedTicket(sessions?.reread(request, kept.sessionId), () => null), session =>
+            isRefusal(session) ? session : sessionContext(session, undefined, 'ticket'))
+          : whenReady(groundedTicket(jwt?.recheck(kept), issuerOf), token => isRefusal(token) ? token : jwtContext(token, 'ticket'))
         return whenReady(again, context => {
           if (isRefusal(context)) return context
           const isSame = context.userId === kept.userId && context.tenantId === kept.tenantId
           return isSame ? unlessRevoked(context) : INVALID_TICKET
         })
       }))
+  }
+
+  /** Whatever is wrong with what a ticket stands for, it is the ticket that is refused. */
+  function groundedTicket<T extends { readonly identity: CheckedIdentity }> (again: Maybe<T | Refusal> | undefined, issuer: (of: T) => string | null): Maybe<T | Refusal> {
+    return whenReady(again ?? INVALID_TICKET, (outcome): Maybe<T | Refusal> => isRefusal(outcome) ? INVALID_TICKET : grounded(outcome, issuer(outcome)))
   }
 
   function verifyToken (request: FastifyRequest, token: string): Maybe<AuthContext | Refusal> {
@@ -112,7 +128,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
       ? TOO_MANY
       : whenReady(sessions.verifySession(request), (outcome): Maybe<AuthContext | Refusal> => {
         if (outcome === FORGED) return failures?.count(request, request, INVALID_SESSION, () => null) ?? INVALID_SESSION
-        return isRefusal(outcome) ? outcome : unlessRevoked(sessionContext(outcome, fallbackFrom))
+        return whenReady(grounded(outcome, null), session => isRefusal(session) ? session : unlessRevoked(sessionContext(session, fallbackFrom)))
       }))
   }
 
@@ -142,7 +158,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
       settings,
       /** What the store holds of a session now. Neither throws nor rejects. */
       reread: (request: FastifyRequest, sessionId: string) =>
-        closed<VerifiedSession | Refusal>(request, 'session', () => reread(request, sessionId)),
+        closed<VerifiedSession | Refusal>(request, 'session', () => whenReady(reread(request, sessionId), session => grounded(session, null))),
       /** When the session now ends; null where the store did not extend it. null itself where that was not asked for. */
       touch: touch === null
         ? null
@@ -164,6 +180,10 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
 
 function verificationOf (request: FastifyRequest, credential: Verification['credential']): Verification {
   return { requestId: excerpt(requestIdOf(request)), route: routeOf(request), credential }
+}
+
+function issuerOf (outcome: VerifiedToken | Refusal): string | null {
+  return isRefusal(outcome) ? null : outcome.claims.iss ?? null
 }
 
 function outcomeOf (outcome: AuthContext | Refusal): string {

@@ -1,0 +1,71 @@
+/** What the application may do with rooms, and what rooms do with the connections of this folder. */
+import type { Connection } from '../../types/connection.js'
+import type { Presence, PublishResult } from '../../types/rooms.js'
+import type { CommandResult } from '../../types/cluster.js'
+import { invalidOption } from '../errors.js'
+import type { Auditor } from '../observe/audit.js'
+import type { ParsedOptions } from '../options.js'
+import type { Cluster } from '../cluster/cluster.js'
+import type { RefusedFor } from '../rooms/member.js'
+import { compileRooms } from '../rooms/patterns.js'
+import { Publisher } from '../rooms/publisher.js'
+import { Rooms } from '../rooms/rooms.js'
+import { isRoomName, parsePatterns } from '../rooms/settings.js'
+import { now } from './clock.js'
+import { GuardedConnection } from './connection.js'
+import type { Hub } from './hub.js'
+
+/** Why somebody was refused, for the audit. */
+function reasonOf (code: RefusedFor) {
+  switch (code) {
+    case 'FST_HYBRID_AUTH_FORBIDDEN': return 'forbidden'
+    case 'FST_HYBRID_AUTH_INSUFFICIENT_USER_AUTHENTICATION': return 'insufficient_user_authentication'
+    default: return code
+  }
+}
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the pattern */
+export function createRooms ({ rooms: settings, handshakeTimeout }: ParsedOptions, cluster: Cluster, audit: Auditor, report: Hub['report']) {
+  const rooms = new Rooms<GuardedConnection>({
+    settings,
+    decide: compileRooms(settings.authorize, parsePatterns(settings.patterns)),
+    timeout: handshakeTimeout,
+    channels: cluster,
+    onFault: ({ request }, error) => { report(request, 'rooms', error) },
+    onJoined: (connection, room) => { audit.roomJoined(connection, room) },
+    onLeft: (connection, room, reason) => { if (reason !== 'closed') audit.roomLeft(connection, room, reason) },
+    onRefused: (connection, room, action, code) => { audit.roomRefused(connection, room, { action, reason: reasonOf(code) }) }
+  })
+  const publisher = new Publisher(rooms, {
+    settings,
+    now,
+    broadcast: (room, payload) => cluster.broadcast(room, payload),
+    onPublished: (delivered, published) => { audit.tally.roomMessage(delivered, published) },
+    onReceived: delivered => { audit.tally.roomHeard(delivered) }
+  })
+  return { rooms, publisher }
+}
+
+/** `app.hybridAuth.rooms`. @param ask asks all nodes how many members a room has */
+export function createRoomApi ({ rooms, publisher, settings }: Hub, ask: (room: string) => Promise<CommandResult>) {
+  const membersOf = (room: string): GuardedConnection[] => [...rooms.membersOf(room) ?? []]
+  return {
+    join: async (connection: Connection, room: string): Promise<boolean> => guarded(connection).join(room),
+    leave: (connection: Connection, room: string): boolean => guarded(connection).leave(room),
+    publish: (room: string, payload: unknown, { except }: { except?: Connection | undefined } = {}): Promise<PublishResult> =>
+      publisher.publish(room, payload, except === undefined ? null : guarded(except)),
+    members: (room: string): Connection[] => membersOf(room),
+    count: (room: string): number => membersOf(room).length,
+    async presence (room: string): Promise<Presence> {
+      if (!isRoomName(room, settings.rooms)) throw invalidOption('room', 'is no name of a room')
+      const { matched, nodes } = await ask(room)
+      return { members: matched, nodes }
+    }
+  }
+}
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION */
+function guarded (connection: Connection): GuardedConnection {
+  if (connection instanceof GuardedConnection) return connection
+  throw invalidOption('connection', 'must be a connection, as app.hybridAuth.connection(socket) gives it')
+}

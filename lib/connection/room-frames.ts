@@ -1,0 +1,89 @@
+/** What a client says of rooms, on a route that lets it. */
+import { whenReady, type Maybe } from '../maybe.js'
+import { isStepUp, type StepUp } from '../policy/step-up.js'
+import { parseRoomFrame, type ClientRoomFrame, type ClientRoomMessageFrame, type ErrorFrame } from '../protocol.js'
+import type { RoomRefusal } from '../rooms/member.js'
+import type { GuardedConnection } from './connection.js'
+import { sendFrame } from './control.js'
+
+/** A frame was dealt with, and its sender was answered. */
+export const ANSWERED = Symbol('answered')
+type Code = Exclude<RoomRefusal, StepUp>['code'] | 'malformed'
+
+/** What is in a frame beside its payload: the name of a room at its longest, an id, the punctuation. */
+const ENVELOPE = 8 * 1024
+const MAX_ID = 128
+
+const SAYS: Readonly<Record<Code, readonly [code: string, message: string]>> = {
+  FST_HYBRID_AUTH_FORBIDDEN: ['forbidden', 'This room is not allowed'],
+  bad_room: ['bad_room', 'This is no name of a room'],
+  too_many_rooms: ['too_many_rooms', 'This socket is in too many rooms'],
+  not_joined: ['not_joined', 'This socket is not in that room'],
+  too_large: ['too_large', 'This message is larger than any may be'],
+  malformed: ['malformed', 'This frame cannot be read'],
+  ended: ['ended', 'This came too late']
+}
+
+/** Does what a frame asks for. @returns what the user has to do first for it; else {@link ANSWERED} */
+export function takeRoomFrame (connection: GuardedConnection, data: Buffer): Maybe<StepUp | typeof ANSWERED> {
+  const { rooms, settings } = connection.route.hub
+  // Who speaks of rooms knows what is answered.
+  connection.speaks = true
+  if (data.length > settings.rooms.maxPayload + ENVELOPE) return answer(connection, 'too_large')
+  const frame = parseRoomFrame(data.toString('utf8'))
+  if (frame === null) return answer(connection, 'malformed')
+  const { type, room } = frame
+  switch (type) {
+    case 'join': {
+      const isIn = connection.memberships?.has(room) === true
+      return whenReady(rooms.join(connection, room), refusal => {
+        if (refusal !== null) return refused(connection, refusal, frame)
+        if (isIn) connection.say({ type: 'joined', room })
+        return ANSWERED
+      })
+    }
+    case 'leave': return rooms.leave(connection, room, 'left') ? ANSWERED : answer(connection, 'not_joined', frame)
+    case 'message': return publish(connection, frame)
+  }
+}
+
+function publish (connection: GuardedConnection, frame: ClientRoomMessageFrame): Maybe<StepUp | typeof ANSWERED> {
+  const { rooms, publisher } = connection.route.hub
+  const { room, payload } = frame
+  const text = written(() => publisher.write(payload))
+  if (text === undefined) return answer(connection, 'malformed', frame)
+  if (text === null) {
+    rooms.refusePublish(connection, room, 'too_large')
+    return answer(connection, 'too_large', frame)
+  }
+  return whenReady(rooms.mayPublish(connection, room), refusal => {
+    if (refusal !== null) return refused(connection, refusal, frame)
+    publisher.send(room, text, connection).catch(() => {})
+    return ANSWERED
+  })
+}
+
+/** undefined: what could be read is nested too deeply to be written. */
+function written (write: () => string | null): string | null | undefined {
+  try {
+    return write()
+  } catch {
+    return undefined
+  }
+}
+
+function refused (connection: GuardedConnection, refusal: RoomRefusal, frame: ClientRoomFrame): StepUp | typeof ANSWERED {
+  return isStepUp(refusal) ? refusal : answer(connection, refusal.code, frame)
+}
+
+/** The name goes back where it is one, and an id that is short enough to be one. */
+function answer (connection: GuardedConnection, code: Code, frame?: ClientRoomFrame): typeof ANSWERED {
+  const [short, message] = SAYS[code]
+  const id = frame?.type === 'message' ? frame.id : undefined
+  const about: Pick<ErrorFrame, 'room' | 'id'> = {
+    ...(frame !== undefined && code !== 'bad_room' && frame.room.length <= connection.route.hub.settings.rooms.maxNameLength && { room: frame.room }),
+    ...(id !== undefined && String(id).length <= MAX_ID && { id })
+  }
+  sendFrame(connection.socket, { type: 'error', code: short, message, action: 'none', ...about })
+  return ANSWERED
+}

@@ -1,0 +1,42 @@
+/** A message that waits until its sender has authenticated again (RFC 9470), and what he is told of it. */
+import { challengeOf, type StepUp } from '../policy/step-up.js'
+import type { ErrorFrame } from '../protocol.js'
+import { now } from './clock.js'
+import type { GuardedConnection, HeldFrame } from './connection.js'
+import { sendFrame } from './control.js'
+import type { CloseDetails } from './hub.js'
+
+/** How long it waits, in milliseconds: somebody has to find a second factor. */
+const PATIENCE = 120_000
+const CODE = 'insufficient_user_authentication'
+
+export interface Demand {
+  readonly frame: HeldFrame
+  readonly until: number
+}
+
+export const STEP_UP_CLOSE: CloseDetails = Object.freeze({ reason: CODE })
+
+export function stepUpFrame (lacking: StepUp): ErrorFrame {
+  return { type: 'error', code: CODE, message: 'This needs the user to authenticate again', action: 'refresh', ...challengeOf(lacking) }
+}
+
+/** Tells the client what is lacking. false: nothing that it could send would help, and the message is refused. */
+export function demandStepUp (connection: GuardedConnection, lacking: StepUp, frame: HeldFrame): boolean {
+  if (connection.speaks) sendFrame(connection.socket, stepUpFrame(lacking))
+  // What helps a session is a new login over HTTP, and a peer that has closed brings nothing more.
+  if (!connection.speaks || connection.context.authType === 'session' || connection.heldClose !== null) return false
+  connection.demand = { frame, until: now() + PATIENCE }
+  connection.isJudging = true
+  connection.route.hub.lookAt(connection)
+  return true
+}
+
+/** Nothing is waited for any more. @returns the message that was; null: none was */
+export function takeDemanded (connection: GuardedConnection): HeldFrame | null {
+  const { demand } = connection
+  if (demand === null) return null
+  connection.demand = null
+  connection.isJudging = false
+  return demand.frame
+}

@@ -1,0 +1,51 @@
+/** What rooms know of a connection. */
+import type { FastifyRequest } from 'fastify'
+import type { AuthContext } from '../../types/context.js'
+import type { ServerFrame } from '../protocol.js'
+import type { Unmet } from '../policy/requirements.js'
+
+/** Frames that wait until it is known whether somebody may still have them. */
+export class Suspended {
+  readonly frames: Buffer[] = []
+  bytes = 0
+
+  hold (frame: Buffer): void {
+    this.frames.push(frame)
+    this.bytes += frame.length
+  }
+}
+
+/** Why somebody is no member of a room any more. */
+export type LeaveReason = 'left' | 'removed' | 'forbidden' | 'closed'
+
+/** Why somebody did not get what he wanted of a room. `ended`: he is not there any more to be told. */
+export type RoomRefusal = Unmet | { readonly code: 'bad_room' | 'too_many_rooms' | 'not_joined' | 'too_large' | 'ended' }
+
+/** As far as anybody is told of it. */
+export type RefusedFor = Exclude<RoomRefusal['code'], 'ended'>
+
+export interface Member {
+  readonly id: string
+  readonly request: FastifyRequest
+  readonly context: AuthContext
+  /** Its rooms; null: none. Written by rooms alone. */
+  memberships: Map<string, Suspended | null> | null
+  /** Joins that wait for a verdict. Written by rooms alone. */
+  joining: Map<string, Promise<RoomRefusal | null>> | null
+  /** Whether it may be given anything; one that is past its end ends here. */
+  isLive (time: number): boolean
+  /** Whether what it wants still counts: its frames may be judged after its peer has closed. */
+  canAct (): boolean
+  /** Whether it can be in a room: there, and with a peer that understands frames of ours. */
+  canJoin (): boolean
+  /** How much waits to be sent, in bytes. */
+  readonly buffered: number
+  /** Sends a frame of a room. */
+  pass (frame: Buffer): void
+  /** Sends a frame of the protocol, if it speaks that. */
+  say (frame: ServerFrame): void
+  /** Does not read what it is sent. */
+  closeSlow (): void
+  announce (event: 'joined', room: string): void
+  announce (event: 'left', room: string, reason: LeaveReason): void
+}

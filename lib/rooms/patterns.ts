@@ -1,0 +1,64 @@
+/** Room names with places in them that the context fills: `tenant/:tenantId/agents`. */
+import type { FastifyRequest } from 'fastify'
+import type { AuthContext } from '../../types/context.js'
+import type { RoomAction, RoomAuthorize } from '../../types/rooms.js'
+import type { RequirementRule } from '../../types/rules.js'
+import { adopt, whenReady, type Maybe } from '../maybe.js'
+import { compileRequirements, FORBIDDEN, type RequirementCheck, type Unmet } from '../policy/requirements.js'
+
+/** Whether somebody may join a room, or publish to it. null: yes. @throws, or rejects with, what the application throws */
+export type RoomDecision = (auth: AuthContext, room: string, action: RoomAction, request: FastifyRequest) => Maybe<Unmet | null>
+
+/** A pattern as it was read from the options: what each action needs; null: it is not allowed to anybody. */
+export interface RoomPattern {
+  readonly pattern: string
+  readonly join: RequirementRule | null
+  readonly publish: RequirementRule | null
+}
+
+interface Compiled {
+  readonly segments: readonly string[]
+  readonly checks: Readonly<Record<RoomAction, RequirementCheck | null>>
+}
+
+const SEPARATOR = '/'
+const PLACE = ':'
+
+/** null: nothing is said of rooms. */
+export function compileRooms (authorize: RoomAuthorize | undefined, patterns: readonly RoomPattern[]): RoomDecision | null {
+  if (authorize === undefined && patterns.length === 0) return null
+  const compiled = patterns.map(({ pattern, join, publish }): Compiled => ({
+    segments: pattern.split(SEPARATOR),
+    checks: { join: join === null ? null : compileRequirements(join), publish: publish === null ? null : compileRequirements(publish) }
+  }))
+
+  return function decideRoom (auth, room, action, request) {
+    const segments = room.split(SEPARATOR)
+    // A name that has the form of a pattern is that pattern's: `authorize` does not open what the context's own fields have closed.
+    const found = compiled.find(one => hasForm(one.segments, segments))
+    if (found !== undefined) {
+      const check = found.checks[action]
+      return check !== null && isOwn(found.segments, segments, auth) ? check(auth, request) : FORBIDDEN
+    }
+    if (authorize === undefined) return FORBIDDEN
+    return whenReady(adopt<unknown>(authorize(auth, room, action)), verdict => verdict === true ? null : FORBIDDEN)
+  }
+}
+
+function hasForm (pattern: readonly string[], segments: readonly string[]): boolean {
+  return pattern.length === segments.length && pattern.every((part, i) => part.startsWith(PLACE) || part === segments[i])
+}
+
+/** Whether every place holds what the context has there. */
+function isOwn (pattern: readonly string[], segments: readonly string[], auth: AuthContext): boolean {
+  return pattern.every((part, i) => !part.startsWith(PLACE) || fieldOf(auth, part.slice(1)) === segments[i])
+}
+
+/** null: the context has nothing of the name that a room could be called by. */
+function fieldOf (auth: AuthContext, name: string): string | null {
+  switch (name) {
+    case 'userId': case 'tenantId': case 'role': case 'issuer': case 'authType': return auth[name]
+  }
+  const value: unknown = Object.hasOwn(auth.user, name) ? Reflect.get(auth.user, name) : null
+  return typeof value === 'string' || typeof value === 'number' ? String(value) : null
+}

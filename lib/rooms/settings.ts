@@ -1,0 +1,61 @@
+/** The `rooms` option, strict at every depth, and every default. */
+import * as v from 'valibot'
+import type { RoomAuthorize } from '../../types/rooms.js'
+import type { RequirementRule } from '../../types/rules.js'
+import { invalidOption } from '../errors.js'
+import { fn, parse, within } from '../schema.js'
+import { requirementRule } from '../route-options.js'
+import type { RoomPattern } from './patterns.js'
+
+/** No wildcards, quotes, spaces or control characters: nothing that another system could read as more than a name. */
+const NAME = /^[\p{L}\p{N}\p{M}_.:/@=,;~+!&-]+$/u
+const PATTERN = /^(?:[^:/]+|:[A-Za-z_]\w*)(?:\/(?:[^:/]+|:[A-Za-z_]\w*))*$/u
+
+const whole = (min: number, max: number, unit: string) => v.pipe(within(min, max, unit), v.integer('must be a whole number'))
+
+export const roomOptions = v.strictObject({
+  authorize: v.optional(fn<RoomAuthorize>()),
+  // Read where the error can say which of them it is.
+  patterns: v.optional(v.custom<object>(given => typeof given === 'object' && given !== null, 'must be a list of patterns, or an object of them')),
+  maxPerConnection: v.optional(whole(1, 1e6, 'rooms'), 100),
+  maxNameLength: v.optional(whole(1, 1024, 'characters'), 128),
+  maxPayload: v.optional(whole(1, 1_048_576, 'bytes'), 65_536),
+  maxBuffered: v.optional(whole(1024, 1e9, 'bytes'), 1_048_576)
+})
+
+export type RoomSettings = Pick<v.InferOutput<typeof roomOptions>, 'maxPerConnection' | 'maxNameLength' | 'maxPayload' | 'maxBuffered'>
+
+/** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the pattern */
+export function parsePatterns (given: object | undefined): RoomPattern[] {
+  if (given === undefined) return []
+  if (Array.isArray(given)) return given.map((pattern: unknown, i) => patternOf(`rooms.patterns.${i}`, pattern, true))
+  return Object.entries(given).map(([pattern, access]) => patternOf(`rooms.patterns.${pattern}`, pattern, access))
+}
+
+function patternOf (path: string, pattern: unknown, access: unknown): RoomPattern {
+  if (typeof pattern !== 'string' || !PATTERN.test(pattern) || !NAME.test(pattern)) {
+    throw invalidOption(path, 'must be names parted by slashes, of which one that begins with a colon is a field of the context')
+  }
+  if (!isByAction(access)) {
+    const rule = ruleOf(path, access)
+    return { pattern, join: rule, publish: rule }
+  }
+  const { join = false, publish = false } = parse(byAction, access, path)
+  return { pattern, join: ruleOf(`${path}.join`, join), publish: ruleOf(`${path}.publish`, publish) }
+}
+
+const byAction = v.strictObject({ join: v.optional(v.unknown()), publish: v.optional(v.unknown()) })
+
+function isByAction (access: unknown): boolean {
+  return typeof access === 'object' && access !== null && ('join' in access || 'publish' in access)
+}
+
+/** null: nobody. */
+function ruleOf (path: string, access: unknown): RequirementRule | null {
+  if (typeof access === 'boolean') return access ? {} : null
+  return parse(requirementRule, typeof access === 'function' ? { check: access } : access, path)
+}
+
+export function isRoomName (room: unknown, { maxNameLength }: RoomSettings): room is string {
+  return typeof room === 'string' && room.length <= maxNameLength && NAME.test(room)
+}

@@ -1,0 +1,70 @@
+import type { Connection } from './connection.js'
+import type { AuthContext } from './context.js'
+import type { Rule } from './rules.js'
+
+/** What somebody wants with a room. */
+export type RoomAction = 'join' | 'publish'
+
+/** Decides about a room. Only `true` admits; anything else, a throw included, refuses. Asked again whenever the context changes. */
+export type RoomAuthorize = (auth: AuthContext, room: string, action: RoomAction) => boolean | Promise<boolean>
+
+/** `true`: whoever the pattern fits. `false`: nobody. */
+export type RoomAccess = boolean | Rule
+
+/** Who may have what of the rooms of a pattern: the same for both actions, or each by itself. What is not named is allowed to nobody. */
+export type RoomPatternRule = RoomAccess | { join?: RoomAccess | undefined, publish?: RoomAccess | undefined }
+
+export interface RoomOptions {
+  /** Asked about rooms that have the form of no pattern. @default refuses them */
+  authorize?: RoomAuthorize | undefined
+  /**
+   * Names such as `tenant/:tenantId/agents`. A segment that begins with a colon must equal that member of the context, or of
+   * its `user`. The first pattern whose form a name has decides about it. As a list: who fits may join and publish.
+   * @default none
+   */
+  patterns?: readonly string[] | Readonly<Record<string, RoomPatternRule>> | undefined
+  /** How many rooms a connection may be in. @default 100 */
+  maxPerConnection?: number | undefined
+  /** In characters. @default 128 */
+  maxNameLength?: number | undefined
+  /** Of one message as JSON, in bytes. @default 65536 */
+  maxPayload?: number | undefined
+  /** What may wait for a client that does not read, in bytes; past it the socket is closed with 4008. @default 1048576 */
+  maxBuffered?: number | undefined
+}
+
+/** What became of one message. */
+export interface PublishResult {
+  /** Members of this process that it was sent to. */
+  readonly delivered: number
+  /** The other nodes were told. false: the cluster is away, and their members have missed it. Always true in one process. */
+  readonly published: boolean
+}
+
+/** How many members a room has, on all nodes that answered in time. */
+export interface Presence {
+  readonly members: number
+  readonly nodes: { readonly acknowledged: number, readonly missing: number }
+}
+
+/** `app.hybridAuth.rooms`. Names are 1 to `maxNameLength` letters, digits and any of `_.:/@=,;~+!&-`. */
+export interface Rooms {
+  /**
+   * Resolves when messages from every node reach the connection. false: it is not allowed, or not possible. Never rejects.
+   * @throws FST_HYBRID_AUTH_INVALID_OPTION on what is no connection
+   */
+  join (connection: Connection, room: string): Promise<boolean>
+  /** false: it was not in there. @throws as {@link join} */
+  leave (connection: Connection, room: string): boolean
+  /**
+   * Sends `{"type":"message","room","payload"}` to every member on every node, in the order of the calls. Never rejects.
+   * @throws FST_HYBRID_AUTH_INVALID_OPTION on a bad name or too large a payload; TypeError on what JSON cannot hold
+   */
+  publish (room: string, payload: unknown, options?: { except?: Connection | undefined }): Promise<PublishResult>
+  /** Of this process. */
+  members (room: string): Connection[]
+  /** How many {@link members} there are. */
+  count (room: string): number
+  /** On all nodes, which are asked. @throws FST_HYBRID_AUTH_INVALID_OPTION; FST_HYBRID_AUTH_UNAVAILABLE where the cluster is away */
+  presence (room: string): Promise<Presence>
+}
