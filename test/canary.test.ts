@@ -14,7 +14,7 @@ import { connect as connectRedis, needsRedis, startRedis } from './redis.js'
 import { untyped, updateOf } from './revoking.js'
 import { cookieFor, MapStore } from './stores.js'
 import { get, exchange } from './ways.js'
-import { authFrame, closeFrame, connect, frame, rawConnect, serveLive, type Peer, type PeerOptions } from './wire.js'
+import { authFrame, closeFrame, connect, connected, frame, rawConnect, serveLive, type Peer, type PeerOptions } from './wire.js'
 
 /** So much of a part is enough to be known again, however it was cut. */
 const ENOUGH = 20
@@ -142,6 +142,12 @@ async function world (t: Test, all: Collected, auth: Partial<HybridAuthOptions> 
           }
         }
       },
+      rooms: {
+        authorize (_auth, room, action) {
+          if (action === 'publish') throw new Error(room)
+          return room !== 'refused'
+        }
+      },
       audit (event) {
         all.keep('audit')(event)
         throw new Error('no')
@@ -174,6 +180,7 @@ function declare (app: FastifyInstance, all: Collected): void {
     socket.on('message', () => { socket.send('echo') })
   })
   app.get('/first', { websocket: true, auth: { ...rule, firstMessage: true } }, socket => { socket.on('message', () => { socket.send('echo') }) })
+  app.get('/rooms', { websocket: true, auth: { rooms: true } }, socket => { socket.send('{}') })
   app.get('/hello', { websocket: true }, socket => { socket.send('{}') })
   app.get('/strict', { auth: { check } }, async () => 'in')
   app.get('/twice', { auth: true, preHandler: app.hybridAuth.require({ role: 'admin' }) }, async () => 'in')
@@ -332,6 +339,14 @@ t.test('CASE 43: of all credentials of a run over every kind of traffic, nothing
   await enter('a logout', { token: null, headers: logout })
   keep('the answer to a logout')(await (await fetch(`http://${host}/logout`, { method: 'POST', headers: logout })).text())
 
+  // Rooms, and what else should be no name of one. What comes back goes to who said it.
+  const inRooms = await connected(t, host, { path: '/rooms', token: mint('in rooms', 'frank') })
+  for (const room of ['a', 'refused', mint('as a room'), `${mint('as no room')}*`]) {
+    for (const say of [{ type: 'join', room }, { type: 'message', room, payload: room }, { type: 'leave', room }, { type: 'join', room }]) inRooms.send(JSON.stringify(say))
+  }
+  await inRooms.settled()
+  await hybridAuth.setPermissions('frank', [])
+
   // Limits.
   const loud = await enter('a loud one', { token: mint('loud') })
   loud.send(...Array.from({ length: 500 }, () => `say ${refused.forged}`))
@@ -351,8 +366,8 @@ t.test('CASE 43: of all credentials of a run over every kind of traffic, nothing
   output.push(...all.log().split('\n').map((line): [string, string] => ['the log', line]))
 
   const types = new Set(output.filter(([from]) => from === 'audit').map(([, text]) => /"type":"(\w+)"/.exec(text)?.[1]))
-  for (const type of EVENT_TYPES) if (!type.startsWith('cluster_') && type !== 'permissions_changed') t.ok(types.has(type), `there was traffic with ${type}`)
-  for (const where of ['jwt', 'session', 'rule', 'authorize']) t.ok(all.log().includes(`"where":"${where}"`), `there was a fault in ${where}`)
+  for (const type of EVENT_TYPES) if (!type.startsWith('cluster_')) t.ok(types.has(type), `there was traffic with ${type}`)
+  for (const where of ['jwt', 'session', 'rule', 'authorize', 'rooms']) t.ok(all.log().includes(`"where":"${where}"`), `there was a fault in ${where}`)
   t.notMatch(output.filter(([from]) => from.startsWith('the answer')).map(([, text]) => text.slice(0, 12)).join(), ' 500', 'no fault is a 500')
   t.ok(canaries.size > 100, `${canaries.size} credentials`)
   t.same(grep(output, canaries), [])

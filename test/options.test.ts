@@ -185,7 +185,8 @@ t.test('every default is what the documentation says', async t => {
   t.same(rest, {
     heartbeat: { interval: 25_000, timeout: 10_000 }, drain: { window: 5000, deadline: 10_000 }, closeCodes: {}, limits: { pending: 1000 },
     fallback: 'invalid', credentials: { query: false, subprotocol: true, ticket: true, allowTokenInLogs: false }, revocations: { retention: 2_592_000_000 }, guard: 'all', refuse: 'auto', handshakeTimeout: 10_000,
-    failures: { max: 10, window: 300_000, block: 'credential' }, requireTls: false, report: []
+    failures: { max: 10, window: 300_000, block: 'credential' }, requireTls: false, report: [],
+    rooms: { maxPerConnection: 100, maxNameLength: 128, maxPayload: 65_536, maxBuffered: 1_048_576 }
   })
   t.same(jwt, { key: SECRET, algorithms: ['HS256'], clockTolerance: 0, maxTokenLength: 8192, allowNoExpiry: false })
   t.match(parseOptions({ session: { ...SESSION, store, secret: SESSION_SECRET } }).session, {

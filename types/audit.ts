@@ -75,12 +75,12 @@ export type AuditEvent =
     /** Whom the latest token says it is of. Nothing of it was verified. null: it does not say. */
     readonly claimed: { readonly userId: string, readonly issuer: string | null } | null
   })
+  /** The name of a room is one that a client may have chosen: at most 256 characters of it, without what looks like a token. */
   | (ConnectionAudit & { readonly type: 'room_joined', readonly room: string })
   /** Not told of rooms that a connection leaves by being closed. */
   | (ConnectionAudit & { readonly type: 'room_left', readonly room: string, readonly reason: 'left' | 'removed' | 'forbidden' })
   | (ConnectionAudit & {
     readonly type: 'room_refused'
-    /** At most 256 characters of it. */
     readonly room: string
     readonly action: 'join' | 'publish'
     readonly reason: 'forbidden' | 'insufficient_user_authentication' | 'bad_room' | 'too_many_rooms' | 'not_joined' | 'too_large'

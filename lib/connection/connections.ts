@@ -76,7 +76,8 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     return
   }
   if (context !== null) {
-    whenCurrent(begin(socket, request, route, context, place), run)
+    const connection = begin(socket, request, route, context, place)
+    if (isLive(connection)) whenCurrent(connection, run)
     return
   }
   const full = hub.pending.refusalOf(request)
@@ -94,18 +95,20 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     connection.speaks = connection.readsControl
     schedule(connection)
     connection.framesIn = held.length + 1
-    // Before anything else comes; and it may be too much.
+    if (!isLive(connection)) return
+    if (protocol === '' || protocol === SUBPROTOCOL) {
+      sendFrame(socket, {
+        type: 'auth_success',
+        user: { id: authenticated.userId },
+        authType: authenticated.authType,
+        connectionId: connection.id,
+        expiresIn: secondsUntil(authenticated.expiresAt)
+      })
+    }
     holdEarly(connection, held)
+    // What came before may have been too much.
+    if (!connection.isOpen) return
     whenCurrent(connection, () => {
-      if (protocol === '' || protocol === SUBPROTOCOL) {
-        sendFrame(socket, {
-          type: 'auth_success',
-          user: { id: authenticated.userId },
-          authType: authenticated.authType,
-          connectionId: connection.id,
-          expiresIn: secondsUntil(authenticated.expiresAt)
-        })
-      }
       run()
       flush(connection)
     })
@@ -138,7 +141,6 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
 
 /** What the user may do may have changed between the question and now: then it is asked again, and the handler waits. */
 function whenCurrent (connection: GuardedConnection, run: () => void): void {
-  if (!isLive(connection)) return
   const { permissions } = connection.route.hub
   if (permissions === null || permissions.isCurrent(connection.context)) run()
   else unawaited(whenReady(refreshConnection(connection), () => { if (connection.isOpen && !isOver(connection)) run() }))

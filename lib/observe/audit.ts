@@ -172,8 +172,8 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
       tally.messagesRefused++
       tellOf('message_refused', connection, {})
     },
-    roomJoined (connection: Audited, room: string): void { tellOf('room_joined', connection, { room }) },
-    roomLeft (connection: Audited, room: string, reason: EventOf<'room_left'>['reason']): void { tellOf('room_left', connection, { room, reason }) },
+    roomJoined (connection: Audited, room: string): void { tellOf('room_joined', connection, { room: excerpt(room) }) },
+    roomLeft (connection: Audited, room: string, reason: EventOf<'room_left'>['reason']): void { tellOf('room_left', connection, { room: excerpt(room), reason }) },
     roomRefused (connection: Audited, room: string, { action, reason }: Pick<EventOf<'room_refused'>, 'action' | 'reason'>): void {
       tally.roomsRefused.add(reason)
       tellOf('room_refused', connection, { room: excerpt(room), action, reason })
