@@ -1,5 +1,5 @@
 /** What to paste into bash, in the checkout, to see what one node does reach the sockets of the other. */
-import { json, listener, member, node, script, tokenFor } from './commands.js'
+import { COOKIE, HEARD, json, listener, member, node, script, setRole, tokenFor, visitor } from './commands.js'
 
 /** One bash script; each command can also be pasted by itself, in this order. */
 export function clusterCommands ([first, second], logins) {
@@ -15,19 +15,26 @@ export function clusterCommands ([first, second], logins) {
       'JAR=$(mktemp)',
       `curl -s -w '\\n' -c "$JAR" ${first}/login ${json(alice)}`],
     ['A socket on node 2 with that cookie: session. It stays open',
-      `exec 3< <(COOKIE=$(awk '$6 == "sessionId" { print $6 "=" $7 }' "$JAR") ${listener(byCookie)})`,
+      `exec 3< <(${COOKIE} ${listener(byCookie)})`,
       'read -r HELLO <&3; echo "$HELLO"'],
     ['Sign out on node 1: the socket on node 2 is closed with 4006',
       `curl -s -w '%{http_code}\\n' -X POST ${first}/logout -b "$JAR" -H 'origin: ${first}'`,
       'cat <&3'],
-    ['A socket on node 2 with a token that node 1 issued: jwt. It stays open',
+    ['A socket on node 2 with a token that node 1 issued: jwt. It joins the feed of its tenant, of which node 1 tells',
+      HEARD,
       `TOKEN=${tokenFor(first, alice)}`,
-      `exec 3< <(TOKEN=$TOKEN ${listener(byToken)})`,
-      'read -r HELLO <&3; echo "$HELLO"'],
+      `exec 3< <(TOKEN=$TOKEN ${visitor(byToken)})`,
+      'heard number'],
     ['alice is no admin and may revoke nothing: 403',
       `${revoke} "authorization: Bearer $TOKEN"`],
-    ['root revokes what alice has, on node 1: the socket on node 2 is closed with 4006',
+    ['root takes her role on node 1: on node 2 she is told, is out of the room, and hears no more of it',
       `ROOT=${tokenFor(first, root)}`,
+      setRole(first, 'alice', 'none'),
+      'heard left; quiet'],
+    ['root gives it back: she is told, and joins again. By the numbers, others were published meanwhile',
+      setRole(first, 'alice', 'agent'),
+      'heard number'],
+    ['root revokes what alice has, on node 1: the socket on node 2 is closed with 4006',
       `${revoke} "authorization: Bearer $ROOT"`,
       'cat <&3'],
     ['Her token opens nothing any more: 401',

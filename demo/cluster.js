@@ -25,7 +25,7 @@ async function run () {
 
   const secret = randomBytes(32).toString('hex')
   const nodes = PORTS.map((port, i) =>
-    startNode({ REDIS_URL: redis.url, DEMO_NAME: `node ${i + 1}`, DEMO_SECRET: secret, PORT: String(port) }))
+    startNode({ REDIS_URL: redis.url, DEMO_NAME: `node ${i + 1}`, DEMO_SECRET: secret, DEMO_TICKS: i === 0 ? 'yes' : 'no', PORT: String(port) }))
   const ended = Promise.race([redis, ...nodes].map(({ gone }) => gone)).then(() => 'ended')
   const listening = Promise.all(nodes.map(node => node.listening)).then(all => {
     explain(all, redis)

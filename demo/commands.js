@@ -4,6 +4,7 @@
 export function commands (origin, logins) {
   const [alice, root] = logins.map(({ username, password }) => JSON.stringify({ username, password }))
   const live = `${origin.replace('http', 'ws')}/live`
+  const byCookie = `"${live}", { origin: "${origin}", headers: { cookie: process.env.COOKIE } }`
   const token = login => tokenFor(origin, login)
 
   return script([
@@ -28,7 +29,21 @@ export function commands (origin, logins) {
     ['The socket with the token as browsers send it: jwt',
       `TOKEN=$TOKEN ${node(`"${live}", ["hybrid-auth.v1", "bearer." + process.env.TOKEN]`)}`],
     ['The socket with the cookie: session. Whoever sends a cookie must say from which origin',
-      `COOKIE=$(awk '$6 == "sessionId" { print $6 "=" $7 }' "$JAR") ${node(`"${live}", { origin: "${origin}", headers: { cookie: process.env.COOKIE } }`)}`],
+      `${COOKIE} ${node(byCookie)}`],
+    ['The feed of her tenant, for a client that joins whenever it may: a property every second',
+      HEARD,
+      `exec 3< <(${COOKIE} ${visitor(byCookie)})`,
+      'heard number'],
+    ['root takes her role: she is told, is out of the room, and hears no more of it',
+      `ROOT=${token(root)}`,
+      setRole(origin, 'alice', 'none'),
+      'heard left; quiet'],
+    ['root gives it back: she is told, and joins again. By the numbers, others were published meanwhile',
+      setRole(origin, 'alice', 'agent'),
+      'heard number'],
+    ['She signs out: the socket is closed with 4006',
+      `curl -s -w '%{http_code}\\n' -X POST ${origin}/logout -b "$JAR" -H 'origin: ${origin}'`,
+      'cat <&3'],
     ['The socket with neither: 401',
       node(`"${live}"`)],
     ['A bad token as browsers send it: closed with 4001, which a page can read',
@@ -38,7 +53,7 @@ export function commands (origin, logins) {
     ['A good token still passes',
       `curl -s -w '\\n' ${origin}/me -H "authorization: Bearer $TOKEN"`],
     ['What happened so far, for Prometheus',
-      `curl -s ${origin}/metrics -H "authorization: Bearer ${token(root)}" | grep -E 'handshakes_total|limited_total|suspected_total'`]
+      `curl -s ${origin}/metrics -H "authorization: Bearer $ROOT" | grep -E 'handshakes_total|limited_total|suspected_total'`]
   ])
 }
 
@@ -49,6 +64,19 @@ export const json = body => `-H 'content-type: application/json' -d '${body}'`
 
 export const tokenFor = (origin, login) => `$(curl -s ${origin}/token ${json(login)} | ${member('access_token')})`
 
+/** The cookie of the jar, for what comes after it. */
+export const COOKIE = 'COOKIE=$(awk \'$6 == "sessionId" { print $6 "=" $7 }\' "$JAR")'
+
+/** Two functions for what a client on descriptor 3 prints: up to a line with a word in it, and until there is nothing for a while. */
+export const HEARD = [
+  'heard() { while read -r LINE <&3; do echo "$LINE"; [[ $LINE == *"$1"* ]] && return; done; }',
+  'quiet() { while read -rt 3 LINE <&3; do echo "$LINE"; [[ $LINE == *number* ]] && return; done; echo "nothing for 3 seconds"; }'
+].join('\n')
+
+/** As root. */
+export const setRole = (origin, userId, role) =>
+  `curl -s -w '\\n' ${origin}/role ${json(JSON.stringify({ userId, role }))} -H "authorization: Bearer $ROOT"`
+
 /** Of the JSON that comes in. */
 export const member = name => `node -p 'JSON.parse(fs.readFileSync(0)).${name}'`
 
@@ -57,6 +85,13 @@ export const node = target => client(target, 'console.log(String(data)); String(
 
 /** Prints what the server sends, until that closes the socket. */
 export const listener = target => client(target, 'console.log(String(data))')
+
+/** Prints what the server sends, and joins the room of its tenant when it comes and whenever it is given a permission. */
+export const visitor = target => client(target, [
+  'console.log(String(data)); const { type, auth, added } = JSON.parse(data)',
+  'if (type === "hello") socket.room = "tenant/" + auth.tenantId + "/agents"',
+  'if (type === "hello" || added?.length > 0) socket.send(JSON.stringify({ type: "join", room: socket.room }))'
+].join('; '))
 
 function client (target, onMessage) {
   const script = [

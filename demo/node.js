@@ -1,10 +1,11 @@
-/** One process of the demo's cluster: what server.js builds, with its sessions, and what the plugin shares, in Redis. */
+/** One process of the demo's cluster: what server.js builds, with its sessions and roles, and what the plugin shares, in Redis. */
 import { RedisStore } from 'connect-redis'
 import { redisCluster } from 'fastify-hybrid-auth/redis'
 import { createClient } from 'redis'
+import { redisRoles } from './roles.js'
 import { buildDemo, derive, HOST, printDecision } from './server.js'
 
-const { REDIS_URL, DEMO_NAME, DEMO_SECRET, PORT } = process.env
+const { REDIS_URL, DEMO_NAME, DEMO_SECRET, DEMO_TICKS, PORT } = process.env
 
 const client = createClient({ url: REDIS_URL })
 client.on('error', error => { console.error(DEMO_NAME, error.message) })
@@ -15,6 +16,8 @@ const { app, logins } = await buildDemo({
   audit: event => { printDecision(event, DEMO_NAME) },
   secret,
   store: new RedisStore({ client, prefix: 'session:' }),
+  roles: redisRoles(client),
+  isTicking: DEMO_TICKS === 'yes',
   cluster: redisCluster(client, { secret: derive(secret, 'cluster') })
 })
 

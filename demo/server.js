@@ -1,7 +1,6 @@
 /** The demo: one guarded WebSocket route, the same guard on HTTP, and a page to try both. Run it with `npm start`. */
 import { hkdfSync, randomBytes, randomUUID } from 'node:crypto'
 import { realpathSync } from 'node:fs'
-import { readFile } from 'node:fs/promises'
 import cookie from '@fastify/cookie'
 import session from '@fastify/session'
 import websocket from '@fastify/websocket'
@@ -10,6 +9,9 @@ import Fastify from 'fastify'
 import { Registry } from 'prom-client'
 import hybridAuth from 'fastify-hybrid-auth'
 import { commands } from './commands.js'
+import { addRoles, addTicker, ROOMS } from './market.js'
+import { addPage } from './page.js'
+import { memoryRoles, permissionsOf } from './roles.js'
 import { createUsers } from './users.js'
 
 export const HOST = '127.0.0.1'
@@ -35,38 +37,18 @@ const WHOM = {
   properties: { userId: { type: 'string', minLength: 1, maxLength: 64 } }
 }
 
-const PAGE_HEADERS = {
-  'content-security-policy': [
-    "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'", "connect-src 'self'",
-    "form-action 'self'", "base-uri 'none'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"
-  ].join('; '),
-  'cross-origin-opener-policy': 'same-origin',
-  'cross-origin-resource-policy': 'same-origin',
-  'cache-control': 'no-cache',
-  'referrer-policy': 'no-referrer',
-  'x-content-type-options': 'nosniff'
-}
-
-const inPublic = name => new URL(`public/${name}`, import.meta.url)
-const FILES = [
-  ['/', 'text/html; charset=utf-8', inPublic('index.html')],
-  ['/app.js', 'text/javascript; charset=utf-8', inPublic('app.js')],
-  ['/style.css', 'text/css; charset=utf-8', inPublic('style.css')],
-  ['/icon.svg', 'image/svg+xml', inPublic('icon.svg')],
-  // The close codes and the subprotocol's name come from the library itself.
-  ['/protocol.js', 'text/javascript; charset=utf-8', new URL(import.meta.resolve('fastify-hybrid-auth/protocol'))]
-]
-
 /** One of several secrets that are made of one, so that processes which share that share all. */
 export const derive = (secret, name) => Buffer.from(hkdfSync('sha256', secret, '', name, 32))
 
 /**
  * The application, not listening yet, and what to type into its login form.
  * @param options.audit receives every decision of the guard
- * @param options.secret, options.store, options.cluster what several processes have in common: see node.js
+ * @param options.secret, options.store, options.cluster, options.roles what several processes have in common: see node.js
+ * @param options.isTicking tells the rooms of properties: one of the processes
  */
-export async function buildDemo ({ audit, secret = randomBytes(32), store, cluster } = {}) {
+export async function buildDemo ({ audit, secret = randomBytes(32), store, cluster, roles = memoryRoles(), isTicking = true } = {}) {
   const users = await createUsers(name => derive(secret, `the password of ${name}`))
+  for (const { username, role } of users.logins) await roles.add(username, role)
   const key = derive(secret, 'tokens')
   const sign = createSigner({ key, algorithm: 'HS256', expiresIn: TOKEN_LIFETIME * 1000, iss: ISSUER, aud: ISSUER })
 
@@ -81,29 +63,39 @@ export async function buildDemo ({ audit, secret = randomBytes(32), store, clust
   })
   await app.register(websocket, { options: { maxPayload: 16 * 1024 } })
   await app.register(hybridAuth, {
-    jwt: { key, algorithms: ['HS256'], issuer: ISSUER, audience: ISSUER },
-    session: { user: session => session.user ?? null },
+    // A credential says who it is. What somebody is and may do is looked up.
+    jwt: {
+      key, algorithms: ['HS256'], issuer: ISSUER, audience: ISSUER,
+      user: async ({ sub, tenantId }) => ({ userId: sub, tenantId, role: await roles.get(sub) })
+    },
+    session: { user: async ({ user }) => user === undefined ? null : { ...user, role: await roles.get(user.userId) } },
+    permissions: async ({ userId }) => permissionsOf(await roles.get(userId)),
+    rooms: ROOMS,
     limits: { connections: { perUser: 10 }, connects: { perUser: 120 } },
     cluster,
     audit
   })
 
   await addPage(app)
-  addLogin(app, users, sign)
+  addLogin(app, users, sign, roles)
   addControl(app)
+  addRoles(app, roles)
+  if (isTicking) addTicker(app, users.tenants)
 
-  app.get('/live', { websocket: true, auth: { rate: { capacity: 50, refillPerSecond: 10 } } }, (socket, request) => {
-    socket.send(JSON.stringify({ type: 'hello', auth: describe(request.auth) }))
+  app.get('/live', { websocket: true, auth: { rooms: true, rate: { capacity: 50, refillPerSecond: 10 } } }, (socket, request) => {
+    const connection = app.hybridAuth.connection(socket)
+    connection.send({ type: 'hello', auth: describe(request.auth) })
+    connection.on('refresh', auth => { connection.send({ type: 'context', auth: describe(auth) }) })
     socket.on('message', (data, isBinary) => { socket.send(data, { binary: isBinary }) })
   })
-  app.get('/me', { auth: true }, async request => describe(request.auth))
+  app.get('/me', { auth: true }, async request => ({ ...describe(request.auth), role: request.auth.role }))
   app.get('/admin', { preHandler: app.hybridAuth.require({ role: 'admin' }) }, async request =>
     ({ message: `Welcome, ${request.auth.userId}.` }))
 
   return { app, logins: users.logins }
 }
 
-function addLogin (app, users, sign) {
+function addLogin (app, users, sign, roles) {
   app.post('/token', { schema: { body: CREDENTIALS } }, async (request, reply) => {
     reply.headers({ 'cache-control': 'no-store', pragma: 'no-cache' })
     const user = await users.verify(request.body)
@@ -111,8 +103,8 @@ function addLogin (app, users, sign) {
       // RFC 6749, section 5.2
       return reply.code(400).send({ error: 'invalid_grant', error_description: 'The user name or the password is wrong' })
     }
-    const { userId: sub, role, permissions } = user
-    return { access_token: sign({ sub, role, permissions, jti: randomUUID() }), token_type: 'Bearer', expires_in: TOKEN_LIFETIME }
+    const { userId: sub, tenantId } = user
+    return { access_token: sign({ sub, tenantId, jti: randomUUID() }), token_type: 'Bearer', expires_in: TOKEN_LIFETIME }
   })
 
   app.post('/login', { schema: { body: CREDENTIALS } }, async (request, reply) => {
@@ -125,7 +117,7 @@ function addLogin (app, users, sign) {
     await request.session.regenerate()
     // Tells the session from an older one where /revoke ends those.
     request.session.user = { ...user, issuedAt: Date.now() }
-    return { user }
+    return { user: { ...user, role: await roles.get(user.userId) } }
   })
 
   app.post('/logout', { auth: { types: ['session'] } }, async (request, reply) => {
@@ -157,16 +149,9 @@ function addControl (app) {
   app.get('/status', { auth: { role: 'admin' } }, async () => ({ ...app.hybridAuth.status(), sockets: app.hybridAuth.count() }))
 }
 
-async function addPage (app) {
-  for (const [path, type, file] of FILES) {
-    const body = await readFile(file)
-    app.get(path, async (request, reply) => reply.headers(PAGE_HEADERS).type(type).send(body))
-  }
-}
-
-/** The context without what identifies the credential itself. */
-function describe ({ authType, via, userId, role, permissions, tenantId, issuer, authenticatedAt, expiresAt, version, fallbackFrom }) {
-  return { authType, via, userId, role, permissions, tenantId, issuer, authenticatedAt, expiresAt, version, fallbackFrom }
+/** The context without what identifies the credential itself, and without the role, which a socket keeps as it was when it came. */
+function describe ({ authType, via, userId, permissions, tenantId, issuer, authenticatedAt, expiresAt, version, fallbackFrom }) {
+  return { authType, via, userId, permissions, tenantId, issuer, authenticatedAt, expiresAt, version, fallbackFrom }
 }
 
 async function start () {
@@ -187,10 +172,10 @@ async function start () {
 }
 
 /** @param name of the process, where there are several */
-export function printDecision ({ type, time, route, websocket, code, closeCode, userId, authType, via }, name) {
+export function printDecision ({ type, time, route, websocket, room, command, code, closeCode, reason, userId, authType, via }, name) {
   const where = route === undefined ? [] : [websocket ? 'socket' : 'http', route]
   const who = userId == null || authType == null ? [] : [userId, authType, `via ${via}`]
-  console.log([new Date(time).toLocaleTimeString('en-GB'), name, type, ...where, ...who, code ?? closeCode].filter(Boolean).join('  '))
+  console.log([new Date(time).toLocaleTimeString('en-GB'), name, type, ...where, ...who, room, command, code ?? closeCode ?? reason].filter(Boolean).join('  '))
 }
 
 if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === import.meta.filename) await start()

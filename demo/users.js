@@ -8,17 +8,16 @@ const derive = promisify(scrypt)
 const COST = { N: 2 ** 14, r: 8, p: 5 }
 const HASH_LENGTH = 32
 
-const PEOPLE = [
-  { userId: 'alice', role: 'agent', permissions: ['property:read'] },
-  { userId: 'root', role: 'admin', permissions: ['property:read', 'property:write'] }
-]
+const TENANT = 'riverside'
+/** With the role that each begins with. */
+const PEOPLE = [{ userId: 'alice', role: 'agent' }, { userId: 'root', role: 'admin' }]
 
 /** @param secretOf random bytes for the name of a user */
 export async function createUsers (secretOf) {
   /** What to type into the login form: only ever printed on the terminal. */
   const logins = PEOPLE.map(({ userId, role }) => ({ username: userId, password: secretOf(userId).toString('hex', 0, 5), role }))
-  const records = new Map(await Promise.all(PEOPLE.map(async (identity, i) =>
-    [identity.userId, { identity, ...await hash(logins[i].password) }])))
+  const records = new Map(await Promise.all(PEOPLE.map(async ({ userId }, i) =>
+    [userId, { identity: { userId, tenantId: TENANT }, ...await hash(logins[i].password) }])))
   const nobody = { identity: null, salt: randomBytes(16), hash: randomBytes(HASH_LENGTH) }
 
   /** The user; null where name or password is wrong. An unknown name costs as much as a wrong password. */
@@ -28,7 +27,7 @@ export async function createUsers (secretOf) {
     return timingSafeEqual(given.hash, record.hash) ? record.identity : null
   }
 
-  return { logins, verify }
+  return { logins, tenants: [TENANT], verify }
 }
 
 async function hash (password, salt = randomBytes(16)) {

@@ -6,7 +6,7 @@ import type { WebsocketHandler } from '@fastify/websocket'
 import type { AuthContext } from '../types/context.js'
 import type { Refusal } from './errors.js'
 import type { Unmet } from './policy/requirements.js'
-import { isStepUp, type StepUp } from './policy/step-up.js'
+import { StepUp } from './policy/step-up.js'
 
 export const CONTEXT = Symbol.for('fastify-hybrid-auth.context')
 const ADMISSION = Symbol.for('fastify-hybrid-auth.admission')
@@ -54,7 +54,7 @@ export function retryAfterOf<T> (request: FastifyRequest, code: Refusal, otherwi
 
 /** The refusal of whoever lacks it. What has to be brought is kept for the answer. */
 export function refusalFor (request: FastifyRequest, unmet: Unmet): Refusal {
-  if (isStepUp(unmet)) (request as FastifyRequest & CarriesStepUp)[STEP_UP] = unmet
+  if (unmet instanceof StepUp) (request as FastifyRequest & CarriesStepUp)[STEP_UP] = unmet
   return unmet.code
 }
 

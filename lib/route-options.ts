@@ -2,7 +2,6 @@
 import * as v from 'valibot'
 import type { AuthType } from '../types/context.js'
 import type { MessageRule, RequirementRule, RouteAuth, Rule, RuleFunction } from '../types/rules.js'
-import { invalidOption } from './errors.js'
 import type { MessageRules } from './policy/messages.js'
 import type { Rate } from './policy/bucket.js'
 import type { Rates, RouteRates } from './policy/rates.js'
@@ -103,7 +102,8 @@ function parseMessages (given: object, where: string | undefined): MessageRules 
   let field = 'type'
   let isDefaultAllowed = false
   for (const [type, rule] of Object.entries(given) as Array<[string, unknown]>) {
-    if (type === '') throw invalidOption('auth.messages', 'a type must not be empty')
+    if ((type === 'field' || type === 'default') && rule === undefined) continue
+    if (type === '') parse(text('a type'), type, 'auth.messages', where)
     if (type === 'field' && typeof rule === 'string') field = parse(text('the name of a member'), rule, 'auth.messages.field', where)
     else if (type === 'default' && typeof rule === 'string') isDefaultAllowed = parse(oneOf(['allow', 'deny']), rule, 'auth.messages.default', where) === 'allow'
     else rules.set(type, parse(requirementRule, typeof rule === 'function' ? { check: rule } : rule, `auth.messages.${type}`, where))

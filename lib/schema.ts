@@ -21,15 +21,37 @@ export const fn = <F>() => v.custom<F>(given => typeof given === 'function', 'mu
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the path, which begins with `under` */
 export function parse<Schema extends v.GenericSchema> (schema: Schema, given: unknown, under: string, where?: string): v.InferOutput<Schema> {
   const result = v.safeParse(schema, given)
-  if (result.success) return result.output
+  if (result.success) {
+    const list = listForObject(given, result.output, under)
+    if (list !== null) throw invalidOption(list === '' ? 'options' : list, where === undefined ? NO_OBJECT : `${NO_OBJECT} (${where})`)
+    return result.output
+  }
   // A name that is mistyped explains the one that is missing.
   const [first, ...others] = result.issues
   const issues = [...deeper(first, []), ...others.flatMap(other => deeper(other, []))] as const
   const { issue, path: steps } = issues.find(found => isUnknownName(found.issue)) ?? issues[0]
   const path = [under, ...steps].filter(part => part !== '').join('.')
   const isMissing = issue.type === 'strict_object' && issue.received === 'undefined'
-  const why = isUnknownName(issue) ? 'is not an option' : isMissing ? 'is required' : issue.type === 'strict_object' ? 'must be an object' : issue.message
+  const why = isUnknownName(issue) ? 'is not an option' : isMissing ? 'is required' : issue.type === 'strict_object' ? NO_OBJECT : issue.message
   throw invalidOption(path === '' ? 'options' : path, where === undefined ? why : `${why} (${where})`)
+}
+
+const NO_OBJECT = 'must be an object'
+
+/** A list has no unknown names, and would pass for an object of which nothing was given: an open door where that is a rule. */
+function listForObject (given: unknown, read: unknown, path: string): string | null {
+  // What was taken as it is was no object of options.
+  if (given === read || !isObject(given) || !isObject(read) || Array.isArray(read)) return null
+  if (Array.isArray(given)) return path
+  for (const name of Object.keys(read)) {
+    const found = listForObject(Reflect.get(given, name), Reflect.get(read, name), path === '' ? name : `${path}.${name}`)
+    if (found !== null) return found
+  }
+  return null
+}
+
+function isObject (value: unknown): value is object {
+  return typeof value === 'object' && value !== null
 }
 
 interface Found {

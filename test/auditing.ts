@@ -35,7 +35,7 @@ interface Seen {
 export const [DEBUG, INFO, WARN] = [20, 30, 40]
 const LEVELS: Readonly<Record<Type, number>> = {
   authenticated: DEBUG, fallback: INFO, refused: INFO, refreshed: DEBUG, refresh_refused: INFO, identity_changed: WARN, expired: INFO,
-  revoked: INFO, permissions_changed: INFO, message_refused: DEBUG, room_joined: DEBUG, room_left: DEBUG, room_refused: INFO, limited: WARN, brute_force_suspected: WARN, closed: DEBUG, command: INFO,
+  revoked: INFO, permissions_changed: INFO, message_refused: DEBUG, room_joined: DEBUG, room_left: DEBUG, room_refused: DEBUG, limited: WARN, brute_force_suspected: WARN, closed: DEBUG, command: INFO,
   cluster_lost: WARN, cluster_recovered: INFO
 }
 /** What a line with an event says beside it. */

@@ -127,7 +127,7 @@ export function intercepted (client: RedisClient, pass: (sent: Sent) => Promise<
     get options () { return client.options },
     sendCommand: args => pass({ args, name: NAMES.get(args[1] ?? '') ?? args[0] ?? '', isReader, send: () => client.sendCommand(args) }),
     subscribe: (channels, listener) => pass({ args: ['SUBSCRIBE', ...channels], name: 'SUBSCRIBE', isReader, send: () => client.subscribe(channels, listener) }),
-    unsubscribe: channel => pass({ args: ['UNSUBSCRIBE', channel], name: 'UNSUBSCRIBE', isReader, send: () => client.unsubscribe(channel) }),
+    unsubscribe: (channel, listener) => pass({ args: ['UNSUBSCRIBE', channel], name: 'UNSUBSCRIBE', isReader, send: () => client.unsubscribe(channel, listener) }),
     duplicate: overrides => intercepted(client.duplicate(overrides), pass, true),
     connect: () => client.connect(),
     destroy () { client.destroy() },

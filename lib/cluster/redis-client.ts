@@ -8,7 +8,7 @@ export interface RedisClient {
   readonly options?: { readonly socket?: unknown } | undefined
   sendCommand (args: string[], options?: { typeMapping?: object }): Promise<unknown>
   subscribe (channels: string[], listener: (message: string, channel: string) => void): Promise<unknown>
-  unsubscribe (channel: string): Promise<unknown>
+  unsubscribe (channel: string, listener: (message: string, channel: string) => void): Promise<unknown>
   duplicate (overrides?: object): RedisClient
   connect (): Promise<unknown>
   destroy (): void

@@ -194,6 +194,7 @@ export class RedisNode implements Cluster {
   /** A revocation that finds no room is not lost: this node knows it, and tells Redis when that is back. */
   #keep (command: Command, sealed: string): Delivery {
     this.#reader.differ()
+    if (command.type === 'presence') throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
     // What is only worth something now leaves its room to others: each node finds out by itself.
     if (command.type === 'block') return { durable: false, matched: 0, closed: 0, acknowledged: 0, missing: this.#reader.others }
     if (this.#queue.length < MAX_QUEUED) this.#queue.push({ command, sealed })

@@ -33,6 +33,8 @@ export class RedisRooms {
   #loop: Promise<void> | null = null
   /** The attempt to listen that is under way. Never rejects. */
   #begun: Promise<void> = Promise.resolve()
+  /** A listener that may not hear everything is given up for another. */
+  #session: AbortController | null = null
 
   constructor (parts: RoomsParts) {
     this.#parts = parts
@@ -42,15 +44,15 @@ export class RedisRooms {
   async subscribe (room: string): Promise<void> {
     this.#rooms.add(room)
     this.#loop ??= this.#run()
-    if (!this.#parts.isConnected()) return
     // One that begins now asks for this room as well.
-    if (this.#listener === null) await this.#begun
-    else await this.#hear(this.#listener, [room]).catch(() => {})
+    const asked = this.#listener === null ? this.#begun : this.#hear(this.#listener, [room]).catch(() => { this.#session?.abort() })
+    if (this.#parts.isConnected()) await asked
   }
 
   unsubscribe (room: string): void {
     this.#rooms.delete(room)
-    this.#listener?.unsubscribe(this.#parts.keys.room(room)).catch(() => {})
+    // Without the function node-redis would take a subscription that follows at once for one that is there still.
+    this.#listener?.unsubscribe(this.#parts.keys.room(room), this.#receive).catch(() => { this.#session?.abort() })
   }
 
   /** false: nobody could be told. Never rejects. */
@@ -75,18 +77,19 @@ export class RedisRooms {
   async #run (): Promise<void> {
     const { signal } = this.#stopping
     while (!signal.aborted) {
-      await this.#session().catch(() => {})
+      await this.#listen().catch(() => {})
       await delay(PAUSE * (1 + Math.random()), undefined, { signal }).catch(() => {})
     }
   }
 
   /** Listens until that fails, or until it is told to stop. */
-  async #session (): Promise<void> {
+  async #listen (): Promise<void> {
     const { client, settings } = this.#parts
     const session = new AbortController()
     const signal = AbortSignal.any([this.#stopping.signal, session.signal])
     const begun = this.#begin(connectAnother(client, settings.timeout, signal))
     this.#begun = begun.then(() => {}, () => {})
+    this.#session = session
     try {
       const listener = await begun
       listener.on('error', () => { session.abort() })
@@ -105,13 +108,13 @@ export class RedisRooms {
     const rooms = [...this.#rooms]
     // Those that come from now on are asked for one by one.
     this.#listener = listener
-    for (let from = 0; from < rooms.length; from += PART) await this.#hear(listener, rooms.slice(from, from + PART))
+    for (let from = 0; from < rooms.length; from += PART) await this.#hear(listener, rooms.slice(from, from + PART).filter(room => this.#rooms.has(room)))
     return listener
   }
 
   async #hear (listener: RedisClient, rooms: readonly string[]): Promise<void> {
     const { keys, settings } = this.#parts
-    await bounded(listener.subscribe(rooms.map(room => keys.room(room)), this.#receive), settings.timeout)
+    if (rooms.length > 0) await bounded(listener.subscribe(rooms.map(room => keys.room(room)), this.#receive), settings.timeout)
   }
 
   readonly #receive = (sealed: string, channel: string): void => {

@@ -103,12 +103,12 @@ export function parseDisconnect (given: ConnectionFilter, givenOptions: Disconne
 
 /** In characters: what a message has room for. */
 const MAX_ORDER = 48 * 1024
-const scope = { issuer: v.exactOptional(v.nullable(text)), tenantId: v.exactOptional(v.nullable(text)) }
-const names = v.strictObject({ userId: text, permissions: v.array(text, 'must be a list of texts'), ...scope })
+const scopes = v.strictObject({ issuer: v.exactOptional(v.nullable(text)), tenantId: v.exactOptional(v.nullable(text)) }, 'must be an object')
+const names = v.strictObject({ userId: text, permissions: v.array(text, 'must be a list of texts') })
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION */
-export function parsePermissions (userId: string, permissions: readonly string[], scope: PermissionScope = {}): v.InferOutput<typeof names> {
-  const order = parse(names, { userId, permissions, ...scope }, '')
+export function parsePermissions (userId: string, permissions: readonly string[], scope: PermissionScope = {}): v.InferOutput<typeof names> & v.InferOutput<typeof scopes> {
+  const order = { ...parse(scopes, scope, 'scope'), ...parse(names, { userId, permissions }, '') }
   if (JSON.stringify(order).length > MAX_ORDER) throw invalidOption('permissions', 'is too long to be told to the other nodes')
   return order
 }

@@ -59,14 +59,15 @@ export function closeConnection (connection: GuardedConnection, by: CloseBy, det
  */
 export function finish (connection: GuardedConnection, code: number, reason: Buffer): boolean {
   const { hub } = connection.route
-  hub.registry.remove(connection)
   connection.place?.release()
   if (connection.isOpen && (connection.isJudging || connection.held !== null)) {
     connection.heldClose = { code, reason }
+    hub.registry.close(connection)
     giveUpStepUp(connection)
     return false
   }
   connection.isOpen = false
+  hub.registry.remove(connection)
   hub.rooms.leaveAll(connection)
   wheel.remove(connection)
   // What the peer answers to a close is not why it was closed.

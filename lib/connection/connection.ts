@@ -7,6 +7,7 @@ import type { Connection, ConnectionEvents } from '../../types/connection.js'
 import type { Place } from '../policy/limits.js'
 import type { MessageRate } from '../policy/rates.js'
 import { SUBPROTOCOL, type CloseName, type ServerFrame } from '../protocol.js'
+import type { RoomFrame } from '../rooms/frame.js'
 import type { Member } from '../rooms/member.js'
 import type { Revocation } from '../cluster/revocations.js'
 import { now } from './clock.js'
@@ -16,7 +17,6 @@ import { flush, receive } from './gate.js'
 import type { RouteSettings } from './hub.js'
 import { isOver, look } from './lifecycle.js'
 import type { GuardedSocket, RawFrame, SocketOwner } from './socket.js'
-import type { Demand } from './step-up.js'
 import type { Wheeled } from '../wheel.js'
 
 export interface Granted {
@@ -78,9 +78,13 @@ export class GuardedConnection implements Connection, Member, SocketOwner, Wheel
   /** Permissions that were set on it, and those of its credential that they stand for. */
   granted: Granted | null = null
   /** A message that waits for another credential. */
-  demand: Demand | null = null
+  demand: HeldFrame | null = null
+  /** How long it waits; 0: none does. */
+  demandUntil = 0
   memberships: Member['memberships'] = null
   joining: Member['joining'] = null
+  recheck: Member['recheck'] = null
+  suspendedBytes = 0
   /** Where connections are limited. */
   place: Place | null = null
   /** What it may send; null: as much as it likes. */
@@ -154,12 +158,12 @@ export class GuardedConnection implements Connection, Member, SocketOwner, Wheel
     return this.route.hub.rooms.leave(this, room, 'removed')
   }
 
-  isLive (time: number): boolean {
-    return this.isOpen && !isOver(this, time) && this.socket.readyState === this.socket.OPEN
+  isLive (time = now()): boolean {
+    return this.isOpen && (this.endsAt === 0 || time < this.endsAt) && this.socket.readyState === this.socket.OPEN
   }
 
   canAct (): boolean {
-    return this.isOpen && !isOver(this)
+    return this.isOpen && this.ownCloseCode === 0 && !isOver(this)
   }
 
   canJoin (): boolean {
@@ -171,13 +175,15 @@ export class GuardedConnection implements Connection, Member, SocketOwner, Wheel
     return this.socket.bufferedAmount
   }
 
-  pass (frame: Buffer): void {
+  pass (frame: RoomFrame): void {
     this.framesOut++
     this.socket.pass(frame)
   }
 
   say (frame: ServerFrame): void {
-    if (this.speaks) sendFrame(this.socket, frame)
+    if (!this.speaks) return
+    if (this.buffered > this.route.hub.settings.rooms.maxBuffered) closeSlow(this)
+    else sendFrame(this.socket, frame)
   }
 
   closeSlow (): void {
@@ -250,6 +256,8 @@ export class GuardedConnection implements Connection, Member, SocketOwner, Wheel
   }
 
   closing (code: number): void {
-    if (this.isOpen && this.ownCloseCode === 0) this.ownCloseCode = code
+    if (!this.isOpen || this.ownCloseCode !== 0) return
+    this.ownCloseCode = code
+    this.route.hub.rooms.leaveAll(this)
   }
 }

@@ -6,7 +6,7 @@ import type { AuthContext } from '../../types/context.js'
 import { ERRORS } from '../errors.js'
 import type { ParsedOptions } from '../options.js'
 import type { ParsedRouteRule } from '../route-options.js'
-import { unawaited, whenReady } from '../maybe.js'
+import { unawaited } from '../maybe.js'
 import type { Place } from '../policy/limits.js'
 import { compileMessageDecision } from '../policy/messages.js'
 import { MessageRate } from '../policy/rates.js'
@@ -77,7 +77,7 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
   }
   if (context !== null) {
     const connection = begin(socket, request, route, context, place)
-    if (isLive(connection)) whenCurrent(connection, run)
+    if (isLive(connection)) runWhenCurrent(connection, run)
     return
   }
   const full = hub.pending.refusalOf(request)
@@ -105,10 +105,13 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
         expiresIn: secondsUntil(authenticated.expiresAt)
       })
     }
+    // Nobody has been given the time to listen yet.
+    connection.isJudging = true
     holdEarly(connection, held)
+    connection.isJudging = false
     // What came before may have been too much.
     if (!connection.isOpen) return
-    whenCurrent(connection, () => {
+    runWhenCurrent(connection, () => {
       run()
       flush(connection)
     })
@@ -140,10 +143,21 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
 }
 
 /** What the user may do may have changed between the question and now: then it is asked again, and the handler waits. */
-function whenCurrent (connection: GuardedConnection, run: () => void): void {
-  const { permissions } = connection.route.hub
-  if (permissions === null || permissions.isCurrent(connection.context)) run()
-  else unawaited(whenReady(refreshConnection(connection), () => { if (connection.isOpen && !isOver(connection)) run() }))
+function runWhenCurrent (connection: GuardedConnection, run: () => void): void {
+  const { context, route: { hub: { permissions } } } = connection
+  const current = permissions === null || permissions.isCurrent(context) ? undefined : refreshConnection(connection)
+  if (!(current instanceof Promise)) {
+    if (connection.isOpen) run()
+    return
+  }
+  // What comes meanwhile is not judged by what is known to be old.
+  connection.isJudging = true
+  unawaited(current.then(() => {
+    connection.isJudging = false
+    if (!connection.isOpen || isOver(connection)) return
+    run()
+    flush(connection)
+  }))
 }
 
 /**
@@ -167,8 +181,8 @@ export function createConnectionApi ({ registry }: Hub) {
       const owner = ownerOf(socket)
       return owner instanceof GuardedConnection ? owner : null
     },
-    connections: (filter: ConnectionFilter = {}): Connection[] => registry.find(filter),
+    connections: (filter: ConnectionFilter = {}): Connection[] => registry.open(filter),
     count: (filter: ConnectionFilter = {}): number =>
-      Object.keys(filter).length === 0 ? registry.size : registry.find(filter).length
+      Object.keys(filter).length === 0 ? registry.size : registry.open(filter).length
   }
 }

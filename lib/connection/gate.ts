@@ -2,13 +2,13 @@
  * What stands between a socket and the application's listeners: one FIFO per connection. A verdict that is there at once
  * costs no promise and no object; one that is not holds back the frames behind it.
  */
-import { settleWithin } from '../deadline.js'
-import { adopt, attempt, whenReady, type Maybe } from '../maybe.js'
-import { isStepUp } from '../policy/step-up.js'
+import { settledWithin } from '../deadline.js'
+import { adopt, attempt, unawaited, whenReady, type Maybe } from '../maybe.js'
+import { StepUp } from '../policy/step-up.js'
 import { now } from './clock.js'
 import { closeConnection, finish, RETRY_AFTER } from './closing.js'
 import type { GuardedConnection, HeldFrame } from './connection.js'
-import { controlType, isRoomFrame, sendFrame } from './control.js'
+import { controlType, isRoomFrame } from './control.js'
 import { isOver } from './lifecycle.js'
 import { byteLengthOf, ReusableMessage } from './message.js'
 import { isLimited, isTooMuch } from './rate.js'
@@ -56,11 +56,15 @@ function hold (connection: GuardedConnection, data: RawFrame, isBinary: boolean)
   connection.held ??= []
   connection.held.push({ data, isBinary })
   connection.heldBytes += byteLengthOf(data)
-  if (!isListening(connection) && !isForRooms(connection, data, isBinary)) awaitHandler(connection)
-  if (connection.held.length < MAX_HELD_FRAMES && connection.heldBytes < MAX_HELD_BYTES) return
+  if (!connection.isJudging && !isListening(connection) && !isForRooms(connection, data, isBinary)) awaitHandler(connection)
+  if (!isFull(connection)) return
   // What is not read cannot bring the credential that is waited for.
   if (connection.demand === null) connection.socket.holdBack(true)
   else giveUpStepUp(connection)
+}
+
+function isFull ({ held, heldBytes }: GuardedConnection): boolean {
+  return held !== null && (held.length >= MAX_HELD_FRAMES || heldBytes >= MAX_HELD_BYTES)
 }
 
 /** Takes over frames that came before there was a connection. */
@@ -117,6 +121,7 @@ export function resumeStepUp (connection: GuardedConnection): void {
 
 export function giveUpStepUp (connection: GuardedConnection): void {
   if (takeDemanded(connection) === null) return
+  connection.demandUntil = 0
   refuse(connection)
   flush(connection)
 }
@@ -134,19 +139,8 @@ export function release (connection: GuardedConnection): void {
   connection.socket.emitHeldClose(code, reason)
 }
 
-/** One whose peer has closed is in no index, where a revocation would find it. It ends here. */
-function isRevokedUnseen (connection: GuardedConnection): boolean {
-  const { hub } = connection.route
-  const revocation = connection.heldClose === null ? null : hub.revocations.find(connection.context)
-  if (revocation === null) return false
-  if (connection.isOpen) hub.audit.revoked(connection, revocation)
-  closeConnection(connection, 'Revoked')
-  return true
-}
-
 /** @param isPaid the cluster had room for it, before the verdict had to be reached again */
 function judge (connection: GuardedConnection, data: RawFrame, isBinary: boolean, isPaid = false): void {
-  if (isRevokedUnseen(connection)) return
   if (isStale(connection)) {
     judgeLater(connection, readSession(connection).then(() => ask(connection, data, isBinary, isPaid)), data, isBinary)
     return
@@ -198,27 +192,31 @@ function askLater (connection: GuardedConnection, verdict: Maybe<unknown>): Mayb
 
 function judgeLater (connection: GuardedConnection, pending: Promise<unknown>, data: RawFrame, isBinary: boolean): void {
   const { version } = connection.context
+  const { handshakeTimeout } = connection.route.hub.settings
   connection.isJudging = true
-  settleWithin<unknown>(pending, connection.route.hub.settings.handshakeTimeout, false, verdict => {
+  // What is done about a room is done when it is known: it has its own bounds, and is not to be given up in the middle.
+  const inTime = isForRooms(connection, data, isBinary) ? pending : settledWithin<unknown>(pending, handshakeTimeout, false)
+  unawaited(inTime.then(verdict => {
     connection.isJudging = false
-    if (connection.isOpen && !isOver(connection) && !isRevokedUnseen(connection)) {
+    if (connection.isOpen && !isOver(connection)) {
       // Reached for a context that is no longer the connection's: reached again.
       if (connection.context.version !== version && verdict !== ANSWERED) judge(connection, data, isBinary, true)
       else settle(connection, verdict, data, isBinary)
     }
     flush(connection)
-  })
+  }))
 }
 
 function settle (connection: GuardedConnection, verdict: unknown, data: RawFrame, isBinary: boolean): void {
+  if (!(verdict instanceof StepUp)) connection.demandUntil = 0
   if (verdict === true) {
     connection.socket.deliver(data, isBinary)
     return
   }
   // The client knows.
   if (verdict === ANSWERED) return
-  if (!isStepUp(verdict)) refuse(connection)
-  else if (!demandStepUp(connection, verdict, { data, isBinary })) refuse(connection, connection.speaks)
+  if (!(verdict instanceof StepUp)) refuse(connection)
+  else if (!demandStepUp(connection, verdict, { data, isBinary }, !isFull(connection))) refuse(connection, connection.speaks)
 }
 
 /** @param isTold the client knows already */
@@ -226,9 +224,7 @@ function refuse (connection: GuardedConnection, isTold = false): void {
   const { route } = connection
   route.hub.audit.messageRefused(connection)
   if (route.onRefused === 'close') closeConnection(connection, 'Forbidden')
-  else if (connection.speaks && !isTold) {
-    sendFrame(connection.socket, { type: 'error', code: 'forbidden', message: 'This message is not allowed', action: 'none' })
-  }
+  else if (!isTold) connection.say({ type: 'error', code: 'forbidden', message: 'This message is not allowed', action: 'none' })
 }
 
 function fault (connection: GuardedConnection, error: unknown): false {

@@ -21,12 +21,15 @@ export class NobodysSocket implements SocketOwner {
   readonly #request: FastifyRequest
   readonly #hub: Hub
   readonly #rate: MessageRate | null
+  /** Nobody has no right to what somebody has to be asked for. */
+  readonly #mayTalk: boolean
   #isOpen = true
 
-  constructor (socket: GuardedSocket, request: FastifyRequest, { hub, rate }: RouteSettings, place: Place | null) {
+  constructor (socket: GuardedSocket, request: FastifyRequest, { hub, rate, decide }: RouteSettings, place: Place | null) {
     this.#socket = socket
     this.#request = request
     this.#hub = hub
+    this.#mayTalk = decide === undefined
     this.#rate = rate === undefined ? null : rateOf(hub, request, rate)
     if (place !== null) {
       place.onEvicted = () => {
@@ -39,7 +42,9 @@ export class NobodysSocket implements SocketOwner {
   }
 
   receive (data: RawFrame, isBinary: boolean): void {
-    if (this.#isOpen && !this.#isTooMuch(data)) this.#socket.deliver(data, isBinary)
+    if (!this.#isOpen || this.#isTooMuch(data)) return
+    if (this.#mayTalk) this.#socket.deliver(data, isBinary)
+    else this.#hub.audit.tally.messagesRefused++
   }
 
   closed (): boolean {

@@ -7,7 +7,7 @@ import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { Place } from '../policy/limits.js'
 import type { Unmet } from '../policy/requirements.js'
 import { refusalFor, retryAfterOf, stepUpOf } from '../request.js'
-import { parseClientFrame, type CloseName } from '../protocol.js'
+import { parseClientFrame, SUBPROTOCOL, type CloseName } from '../protocol.js'
 import { limitBytes } from './bytes.js'
 import { closeSocket, EVICTED } from './closing.js'
 import type { HeldFrame } from './connection.js'
@@ -62,9 +62,10 @@ export class PendingSocket implements SocketOwner, Wheeled {
 
   receive (data: RawFrame, isBinary: boolean): void {
     if (!this.#isPending || !this.#mayHold(byteLengthOf(data))) return
-    const isAuth = !isBinary && controlType(data) === 'auth'
-    if (!isAuth) this.#held.push({ data, isBinary })
-    else if (this.#isVerifying || !Buffer.isBuffer(data)) this.fail('ProtocolError')
+    const type = isBinary ? null : controlType(data)
+    if (type === null) this.#held.push({ data, isBinary })
+    // A credential is for us, also one that comes too early: the application does not get it.
+    else if (type !== 'auth' || this.#isVerifying || !Buffer.isBuffer(data)) this.fail('ProtocolError')
     else this.#verify(data)
   }
 
@@ -137,7 +138,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
       }
       if (isRefusal(given)) {
         const stepUp = stepUpOf(this.#request, given)
-        if (stepUp !== null) sendFrame(this.#socket, stepUpFrame(stepUp))
+        if (stepUp !== null && isOurs(this.#socket)) sendFrame(this.#socket, stepUpFrame(stepUp, 'stop'))
         this.fail(ERRORS[given].close, given, stepUp === null ? detailsOf(this.#request, given) : STEP_UP_CLOSE)
         return
       }
@@ -157,6 +158,11 @@ export class PendingSocket implements SocketOwner, Wheeled {
     this.#route.hub.pending.delete(this)
     this.#stopCounting()
   }
+}
+
+/** Whether the peer understands frames of ours. */
+function isOurs ({ protocol }: GuardedSocket): boolean {
+  return protocol === '' || protocol === SUBPROTOCOL
 }
 
 /** It went to another before this one had it. */

@@ -2,8 +2,8 @@
 import type { AuthContext } from '../../types/context.js'
 import type { PermissionScope } from '../../types/plugin.js'
 import type { Outcome } from '../cluster/cluster.js'
-import { isRefusal } from '../errors.js'
-import { whenReady, type Maybe } from '../maybe.js'
+import { isRefusal, type Refusal } from '../errors.js'
+import { unawaited, whenReady, type Maybe } from '../maybe.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection, Granted } from './connection.js'
 import type { Hub } from './hub.js'
@@ -36,6 +36,21 @@ export function refreshConnection (connection: GuardedConnection): Maybe<void> {
   })
 }
 
+/**
+ * What a context was made with may have been asked for before something changed: then it is asked for again. `then` runs in the
+ * step in which the permissions are known to be those that the source has, or to be unknown.
+ */
+export function whenCurrent ({ permissions }: Pick<Hub, 'permissions'>, context: AuthContext, then: (current: AuthContext | Refusal) => void): void {
+  if (permissions === null || permissions.isCurrent(context)) {
+    then(context)
+    return
+  }
+  unawaited(whenReady(permissions.find(context.issuer, context.user), found => {
+    if (isRefusal(found)) then(found)
+    else whenCurrent({ permissions }, Object.freeze<AuthContext>({ ...context, permissions: found }), then)
+  }))
+}
+
 function change (connection: GuardedConnection, permissions: readonly string[], granted: Granted | null): Maybe<void> {
   const { context, route: { hub } } = connection
   const added = permissions.filter(name => !context.permissions.includes(name))
@@ -43,7 +58,7 @@ function change (connection: GuardedConnection, permissions: readonly string[], 
   connection.granted = granted
   return replaceContext(connection, Object.freeze<AuthContext>({ ...context, permissions }), context.version + 1, {
     onReplaced () { hub.audit.permissionsChanged(connection) },
-    onHolds () { connection.say({ type: 'permission_update', permissions, added, removed }) }
+    tell () { connection.say({ type: 'permission_update', permissions, added, removed }) }
   })
 }
 
@@ -53,6 +68,7 @@ async function outcomeOf (connections: readonly GuardedConnection[], changeOne: 
   return { matched: connections.length, closed: connections.filter(({ isOpen }) => !isOpen).length }
 }
 
+/** In whatever order: a database need not have one. */
 function isSame (a: readonly string[], b: readonly string[]): boolean {
-  return a.length === b.length && a.every((name, i) => name === b[i])
+  return a.every(name => b.includes(name)) && b.every(name => a.includes(name))
 }

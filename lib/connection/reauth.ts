@@ -4,7 +4,7 @@ import { isRefusal, type Refusal } from '../errors.js'
 import type { AuthContext } from '../../types/context.js'
 import { attempt, unawaited, whenReady, type Maybe } from '../maybe.js'
 import { FORBIDDEN, type Unmet } from '../policy/requirements.js'
-import { isStepUp } from '../policy/step-up.js'
+import { StepUp } from '../policy/step-up.js'
 import { parseClientFrame } from '../protocol.js'
 import { retryAfterOf, setContext } from '../request.js'
 import { withVersion } from '../verify/context.js'
@@ -13,6 +13,7 @@ import type { GuardedConnection } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
 import { resumeStepUp } from './gate.js'
 import { isOver, schedule } from './lifecycle.js'
+import { whenCurrent } from './permissions.js'
 import { STEP_UP_CLOSE, stepUpFrame } from './step-up.js'
 
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
@@ -33,11 +34,16 @@ export function reauthenticate (connection: GuardedConnection, data: Buffer): vo
   const outcome = frame === null ? INVALID : hub.verifiers.verifyToken(request, frame.token)
   settleWithin(outcome, hub.settings.handshakeTimeout, UNAVAILABLE, verified => {
     connection.refreshesInFlight--
-    if (!connection.isOpen || isOver(connection) || turn < connection.refreshApplied) return
-    if (isRefusal(verified)) refuse(connection, verified)
-    else if (isRevoked(connection, verified)) refuse(connection, 'FST_HYBRID_AUTH_REVOKED_TOKEN')
-    else apply(connection, verified, turn)
+    if (isRefusal(verified)) take(connection, verified, turn)
+    else whenCurrent(hub, verified, current => { take(connection, current, turn) })
   })
+}
+
+function take (connection: GuardedConnection, verified: AuthContext | Refusal, turn: number): void {
+  if (!connection.isOpen || isOver(connection) || turn < connection.refreshApplied) return
+  if (isRefusal(verified)) refuse(connection, verified)
+  else if (isRevoked(connection, verified)) refuse(connection, 'FST_HYBRID_AUTH_REVOKED_TOKEN')
+  else apply(connection, verified, turn)
 }
 
 /** Since it was verified, or all along: the credential that has to be replaced does not replace itself. */
@@ -63,10 +69,16 @@ function apply (connection: GuardedConnection, next: AuthContext, turn: number):
   // The same token, sent again, does not undo what was set since.
   if (!isSameToken(connection.context, next)) connection.granted = null
   const current = withGranted(connection, next)
+  const tell = (): void => { sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) }) }
+  const onHolds = (): void => { hub.audit.refreshed(connection) }
   unawaited(replaceContext(connection, current, connection.context.version + 1, {
-    onHolds () {
-      hub.audit.refreshed(connection)
-      sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) })
+    tell,
+    onHolds,
+    // Only the permissions are others: the credential is the one that counts.
+    onSuperseded () {
+      if (connection.refreshApplied !== turn) return
+      tell()
+      onHolds()
     },
     onForbidden (unmet) { hub.audit.refreshRefused(connection, unmet.code) }
   }))
@@ -113,8 +125,12 @@ export function withGranted (connection: GuardedConnection, next: AuthContext): 
 export interface Replacement {
   /** At once. */
   readonly onReplaced?: () => void
-  /** The route's rule holds. */
+  /** The route's rule holds: what the client is told, before its rooms are asked again. */
+  readonly tell?: () => void
+  /** …and what others are told, after that. */
   readonly onHolds?: () => void
+  /** Before the rule has answered, there was another context. */
+  readonly onSuperseded?: () => void
   /** It does not, and the connection is about to be closed. */
   readonly onForbidden?: (unmet: Unmet) => void
 }
@@ -134,31 +150,36 @@ export function replaceContext (connection: GuardedConnection, next: AuthContext
   })
   schedule(connection)
   if (!isNew) return
-  told.onReplaced?.()
-  const rule = recheckRule(connection, context, told)
+  const verdict = askRule(connection, context)
+  if (verdict === null) told.tell?.()
+  // Before anybody else hears of it, who might say something in a room.
   const rooms = route.hub.rooms.recheck(connection)
+  told.onReplaced?.()
+  const rule = whenReady(verdict, unmet => {
+    if (!connection.isOpen) return
+    // A later context has its own answer, and may be there already.
+    if (connection.context.version !== version) told.onSuperseded?.()
+    else if (unmet !== null) endBecause(connection, unmet, told)
+    else {
+      if (verdict !== null) told.tell?.()
+      told.onHolds?.()
+      connection.announce('refresh', context)
+      resumeStepUp(connection)
+    }
+  })
   return whenReady(rule, () => rooms)
 }
 
-function recheckRule (connection: GuardedConnection, context: AuthContext, { onHolds, onForbidden }: Replacement): Maybe<void> {
-  const { request, route } = connection
-  const failed = (error: unknown): Unmet => {
+function askRule ({ request, route }: GuardedConnection, context: AuthContext): Maybe<Unmet | null> {
+  const verdict = attempt(() => route.meets(context, request), error => {
     route.hub.report(request, 'rule', error)
     return FORBIDDEN
-  }
-  const verdict = attempt(() => route.meets(context, request), failed)
-  const inTime = verdict instanceof Promise ? settledWithin<Unmet | null>(verdict, route.hub.settings.handshakeTimeout, FORBIDDEN) : verdict
-  return whenReady(inTime, unmet => {
-    // A later context has its own answer, and may be there already.
-    if (connection.context !== context || !connection.isOpen) return
-    if (unmet === null) {
-      onHolds?.()
-      connection.announce('refresh', context)
-      resumeStepUp(connection)
-      return
-    }
-    onForbidden?.(unmet)
-    if (isStepUp(unmet)) connection.say(stepUpFrame(unmet))
-    closeConnection(connection, 'Forbidden', isStepUp(unmet) ? STEP_UP_CLOSE : {})
   })
+  return verdict instanceof Promise ? settledWithin<Unmet | null>(verdict, route.hub.settings.handshakeTimeout, FORBIDDEN) : verdict
+}
+
+function endBecause (connection: GuardedConnection, unmet: Unmet, { onForbidden }: Replacement): void {
+  onForbidden?.(unmet)
+  if (unmet instanceof StepUp) connection.say(stepUpFrame(unmet, 'stop'))
+  closeConnection(connection, 'Forbidden', unmet instanceof StepUp ? STEP_UP_CLOSE : {})
 }

@@ -16,6 +16,8 @@ const FILTERS = new Set(['userId', 'issuer', 'tenantId', 'sessionId', 'tokenId',
 
 export class Registry {
   readonly #all = new Set<GuardedConnection>()
+  /** Those whose peer has closed, and whose frames are still judged: open to nobody, and reached by every order. */
+  readonly #closing = new Set<GuardedConnection>()
   readonly #byUser = new Map<string, GuardedConnection>()
   readonly #bySession = new Map<string, GuardedConnection>()
   readonly #byToken = new Map<string, GuardedConnection>()
@@ -30,8 +32,15 @@ export class Registry {
     this.#linkCredential(connection)
   }
 
+  /** Its peer has closed. */
+  close (connection: GuardedConnection): void {
+    this.remove(connection)
+    this.#closing.add(connection)
+  }
+
   /** Does nothing the second time. */
   remove (connection: GuardedConnection): void {
+    this.#closing.delete(connection)
     if (!this.#all.delete(connection)) return
     unlink(this.#byUser, connection.context.userId, connection, SAME_USER)
     this.#unlinkCredential(connection)
@@ -64,10 +73,17 @@ export class Registry {
    * Those that match every member of the filter. The most selective index is followed, then the rest is compared.
    * @throws FST_HYBRID_AUTH_INVALID_OPTION on a member that is not a filter
    */
-  find (filter: ConnectionFilter): GuardedConnection[] {
+  open (filter: ConnectionFilter): GuardedConnection[] {
     checkFilter(filter)
     const found: GuardedConnection[] = []
     for (const connection of this.#candidates(filter)) if (matches(connection, filter)) found.push(connection)
+    return found
+  }
+
+  /** {@link open}, and those that are not done with what came before their peer closed. */
+  find (filter: ConnectionFilter): GuardedConnection[] {
+    const found = this.open(filter)
+    for (const connection of this.#closing) if (matches(connection, filter)) found.push(connection)
     return found
   }
 

@@ -1,10 +1,9 @@
 /** What a client says of rooms, on a route that lets it. */
-import { whenReady, type Maybe } from '../maybe.js'
-import { isStepUp, type StepUp } from '../policy/step-up.js'
+import { unawaited, whenReady, type Maybe } from '../maybe.js'
+import { StepUp } from '../policy/step-up.js'
 import { parseRoomFrame, type ClientRoomFrame, type ClientRoomMessageFrame, type ErrorFrame } from '../protocol.js'
 import type { RoomRefusal } from '../rooms/member.js'
 import type { GuardedConnection } from './connection.js'
-import { sendFrame } from './control.js'
 
 /** A frame was dealt with, and its sender was answered. */
 export const ANSWERED = Symbol('answered')
@@ -29,7 +28,10 @@ export function takeRoomFrame (connection: GuardedConnection, data: Buffer): May
   const { rooms, settings } = connection.route.hub
   // Who speaks of rooms knows what is answered.
   connection.speaks = true
-  if (data.length > settings.rooms.maxPayload + ENVELOPE) return answer(connection, 'too_large')
+  if (data.length > settings.rooms.maxPayload + ENVELOPE) {
+    rooms.refusePublish(connection, '', 'too_large')
+    return answer(connection, 'too_large')
+  }
   const frame = parseRoomFrame(data.toString('utf8'))
   if (frame === null) return answer(connection, 'malformed')
   const { type, room } = frame
@@ -56,11 +58,8 @@ function publish (connection: GuardedConnection, frame: ClientRoomMessageFrame):
     rooms.refusePublish(connection, room, 'too_large')
     return answer(connection, 'too_large', frame)
   }
-  return whenReady(rooms.mayPublish(connection, room), refusal => {
-    if (refusal !== null) return refused(connection, refusal, frame)
-    publisher.send(room, text, connection).catch(() => {})
-    return ANSWERED
-  })
+  return whenReady(rooms.publishAs(connection, room, () => { unawaited(publisher.send(room, text, connection)) }), refusal =>
+    refusal === null ? ANSWERED : refused(connection, refusal, frame))
 }
 
 /** undefined: what could be read is nested too deeply to be written. */
@@ -73,17 +72,18 @@ function written (write: () => string | null): string | null | undefined {
 }
 
 function refused (connection: GuardedConnection, refusal: RoomRefusal, frame: ClientRoomFrame): StepUp | typeof ANSWERED {
-  return isStepUp(refusal) ? refusal : answer(connection, refusal.code, frame)
+  return refusal instanceof StepUp ? refusal : answer(connection, refusal.code, frame)
 }
 
 /** The name goes back where it is one, and an id that is short enough to be one. */
 function answer (connection: GuardedConnection, code: Code, frame?: ClientRoomFrame): typeof ANSWERED {
-  const [short, message] = SAYS[code]
+  const [short, says] = SAYS[code]
+  const message = short === 'forbidden' && frame?.type === 'message' ? 'This room is not one to publish in' : says
   const id = frame?.type === 'message' ? frame.id : undefined
   const about: Pick<ErrorFrame, 'room' | 'id'> = {
     ...(frame !== undefined && code !== 'bad_room' && frame.room.length <= connection.route.hub.settings.rooms.maxNameLength && { room: frame.room }),
     ...(id !== undefined && String(id).length <= MAX_ID && { id })
   }
-  sendFrame(connection.socket, { type: 'error', code: short, message, action: 'none', ...about })
+  connection.say({ type: 'error', code: short, message, action: 'none', ...about })
   return ANSWERED
 }

@@ -1,5 +1,6 @@
 /** Sessions of open sockets, read again from their store: one read a session, however many sockets it has. */
 import type { FastifyRequest } from 'fastify'
+import type { AuthContext } from '../../types/context.js'
 import { settledWithin } from '../deadline.js'
 import { isRefusal, type Refusal } from '../errors.js'
 import { unawaited } from '../maybe.js'
@@ -9,6 +10,7 @@ import { now } from './clock.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import type { LiveSessions, Settings } from './hub.js'
+import { whenCurrent } from './permissions.js'
 import type { Registry } from './registry.js'
 import { isOver } from './lifecycle.js'
 import { hasSameIdentity, replaceContext, withGranted } from './reauth.js'
@@ -91,7 +93,12 @@ export class SessionWatch {
     } else if (isRefusal(outcome)) closeGone(connection)
     else {
       connection.readWellAt = time
-      update(connection, outcome)
+      whenCurrent(connection.route.hub, contextOf(connection, outcome), next => {
+        // The source may have been waited for.
+        if (!connection.isOpen || isOver(connection)) return
+        if (isRefusal(next)) this.#serveOrClose(connection, now())
+        else update(connection, withGranted(connection, next))
+      })
     }
   }
 
@@ -122,10 +129,13 @@ function closeGone (connection: GuardedConnection): void {
   closeConnection(connection, 'Revoked')
 }
 
+function contextOf ({ context }: GuardedConnection, session: VerifiedSession): AuthContext {
+  return sessionContext(session, 'fallbackFrom' in context ? context.fallbackFrom : undefined)
+}
+
 /** A new version where the user changed; the same one with its new end where only that did. */
-function update (connection: GuardedConnection, session: VerifiedSession): void {
+function update (connection: GuardedConnection, next: AuthContext): void {
   const { context } = connection
-  const next = withGranted(connection, sessionContext(session, 'fallbackFrom' in context ? context.fallbackFrom : undefined))
   if (!hasSameIdentity(context, next)) {
     connection.route.hub.audit.identityChanged(connection)
     closeConnection(connection, 'IdentityChanged')

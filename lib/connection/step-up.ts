@@ -3,30 +3,30 @@ import { challengeOf, type StepUp } from '../policy/step-up.js'
 import type { ErrorFrame } from '../protocol.js'
 import { now } from './clock.js'
 import type { GuardedConnection, HeldFrame } from './connection.js'
-import { sendFrame } from './control.js'
 import type { CloseDetails } from './hub.js'
 
 /** How long it waits, in milliseconds: somebody has to find a second factor. */
 const PATIENCE = 120_000
 const CODE = 'insufficient_user_authentication'
 
-export interface Demand {
-  readonly frame: HeldFrame
-  readonly until: number
-}
-
 export const STEP_UP_CLOSE: CloseDetails = Object.freeze({ reason: CODE })
 
-export function stepUpFrame (lacking: StepUp): ErrorFrame {
-  return { type: 'error', code: CODE, message: 'This needs the user to authenticate again', action: 'refresh', ...challengeOf(lacking) }
+/** @param action what the client does: brings another token, or gives up, for the socket is closed */
+export function stepUpFrame (lacking: StepUp, action: 'refresh' | 'stop'): ErrorFrame {
+  return { type: 'error', code: CODE, message: 'This needs the user to authenticate again', action, ...challengeOf(lacking) }
 }
 
-/** Tells the client what is lacking. false: nothing that it could send would help, and the message is refused. */
-export function demandStepUp (connection: GuardedConnection, lacking: StepUp, frame: HeldFrame): boolean {
-  if (connection.speaks) sendFrame(connection.socket, stepUpFrame(lacking))
+/**
+ * Tells the client what is lacking. false: nothing that it could send would help, or there is no room to wait, and the message
+ * is refused.
+ */
+export function demandStepUp (connection: GuardedConnection, lacking: StepUp, frame: HeldFrame, hasRoom: boolean): boolean {
+  connection.say(stepUpFrame(lacking, 'refresh'))
   // What helps a session is a new login over HTTP, and a peer that has closed brings nothing more.
-  if (!connection.speaks || connection.context.authType === 'session' || connection.heldClose !== null) return false
-  connection.demand = { frame, until: now() + PATIENCE }
+  if (!hasRoom || !connection.isOpen || !connection.speaks || connection.context.authType === 'session' || connection.heldClose !== null) return false
+  // Another token that is not good enough either does not prolong it.
+  if (connection.demandUntil === 0) connection.demandUntil = now() + PATIENCE
+  connection.demand = frame
   connection.isJudging = true
   connection.route.hub.lookAt(connection)
   return true
@@ -38,5 +38,5 @@ export function takeDemanded (connection: GuardedConnection): HeldFrame | null {
   if (demand === null) return null
   connection.demand = null
   connection.isJudging = false
-  return demand.frame
+  return demand
 }

@@ -115,7 +115,7 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
       // What is compressed is small on the wire only: a socket that owes its credential gets no room to unpack.
       if (verdict === PENDING) delete request.raw.headers['sec-websocket-extensions']
       // Nobody's socket is left alone where nothing is limited.
-      const isFree = verdict === null && place === null && rule.rate === undefined
+      const isFree = verdict === null && place === null && rule.rate === undefined && settings.decide === undefined
       admitUpgrade(request.raw, isFree
         ? null
         : (socket, net, run) => { accept(socket, net, request, settings, verdict === null ? NOBODY : verdict === PENDING ? null : verdict, place, run) })

@@ -42,7 +42,7 @@ export function createRefuser ({ refuse: mode, closeCodes }: ParsedOptions) {
       limitBytes(net, MAX_BYTES, () => { socket.terminate() })
       const retryAfterMs = retryAfterOf(request, code, undefined)
       const stepUp = stepUpOf(request, code)
-      if (stepUp !== null && socket.protocol === SUBPROTOCOL) socket.send(JSON.stringify(stepUpFrame(stepUp)))
+      if (stepUp !== null && socket.protocol === SUBPROTOCOL) socket.send(JSON.stringify(stepUpFrame(stepUp, 'stop')))
       closeSocket(socket, ERRORS[code].close, closeCodes, {
         ...(retryAfterMs !== undefined && { retryAfterMs }),
         ...(stepUp !== null && STEP_UP_CLOSE)

@@ -45,7 +45,7 @@ const LINES: Readonly<Record<EventType, readonly [level: Level, message: string]
   message_refused: ['debug', 'message refused'],
   room_joined: ['debug', 'room joined'],
   room_left: ['debug', 'room left'],
-  room_refused: ['info', 'room refused'],
+  room_refused: ['debug', 'room refused'],
   limited: ['warn', 'limit reached'],
   brute_force_suspected: ['warn', 'too many credentials that look like guesses'],
   closed: ['debug', 'connection closed'],

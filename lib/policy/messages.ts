@@ -18,6 +18,8 @@ export interface MessageRules {
   readonly rules: ReadonlyMap<string, RequirementRule>
 }
 
+const BYTE_ORDER_MARK = '\ufeff'
+
 /** undefined: every message is delivered. */
 export function compileMessageDecision (authorize: MessageRule | undefined, messages: MessageRules | undefined): MessageDecision | undefined {
   if (messages === undefined) return authorize
@@ -25,8 +27,9 @@ export function compileMessageDecision (authorize: MessageRule | undefined, mess
   const checks = new Map<string, RequirementCheck>([...rules].map(([type, rule]) => [type, compileRequirements(rule)]))
 
   return function decideByType (auth, message, request) {
-    const check = checks.get(typeIn(message, field))
-    const unmet: Maybe<Unmet | null> = check === undefined ? (isDefaultAllowed ? null : FORBIDDEN) : check(auth, request)
+    const type = typeIn(message, field)
+    const check = type === null ? undefined : checks.get(type)
+    const unmet: Maybe<Unmet | null> = check === undefined ? (isDefaultAllowed && type !== null ? null : FORBIDDEN) : check(auth, request)
     if (unmet instanceof Promise) return unmet.then((late): unknown => late ?? askFunction(auth, message, request))
     return unmet ?? askFunction(auth, message, request)
   }
@@ -36,14 +39,23 @@ export function compileMessageDecision (authorize: MessageRule | undefined, mess
   }
 }
 
-/** Empty where it has none that could be told. */
-function typeIn (message: Message, field: string): string {
-  if (message.isBinary) return ''
+/**
+ * Empty where it has none; null where it has one that is no text, which an application may take for one. Binary frames are read
+ * as well: few applications look at how a message came before they parse it.
+ */
+function typeIn (message: Message, field: string): string | null {
+  const value = parsed(message)
+  if (typeof value !== 'object' || value === null || !Object.hasOwn(value, field)) return ''
+  const type: unknown = Reflect.get(value, field)
+  return typeof type === 'string' ? type : null
+}
+
+/** undefined: it is no JSON, also to readers that skip a byte order mark. */
+function parsed (message: Message): unknown {
   try {
-    const value = message.json()
-    const type: unknown = typeof value === 'object' && value !== null && Object.hasOwn(value, field) ? Reflect.get(value, field) : ''
-    return typeof type === 'string' ? type : ''
+    const text = message.text()
+    return text.startsWith(BYTE_ORDER_MARK) ? JSON.parse(text.slice(1)) : message.json()
   } catch {
-    return ''
+    return undefined
   }
 }

@@ -97,7 +97,9 @@ export class PermissionSource {
   }
 
   #check (given: unknown): readonly string[] | Refusal {
-    if (Array.isArray(given) && given.every(one => typeof one === 'string')) return Object.freeze([...given])
+    // A copy has no holes.
+    const list: unknown[] | null = Array.isArray(given) ? [...given as unknown[]] : null
+    if (list?.every(one => typeof one === 'string') === true) return Object.freeze(list)
     return this.#failed(new TypeError('permissions returned something that is no list of texts'))
   }
 

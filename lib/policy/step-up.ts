@@ -3,13 +3,21 @@ import type { AuthContext } from '../../types/context.js'
 import type { RequirementRule } from '../../types/rules.js'
 
 /** What somebody lacks who is known, and would be let in after authenticating again. */
-export interface StepUp {
-  readonly code: 'FST_HYBRID_AUTH_INSUFFICIENT_USER_AUTHENTICATION'
+export class StepUp {
+  readonly code = 'FST_HYBRID_AUTH_INSUFFICIENT_USER_AUTHENTICATION'
   /** One of these; empty: whichever. */
   readonly acr: readonly string[]
   /** In milliseconds; null: however long ago. */
   readonly maxAuthAge: number | null
+
+  constructor (acr: readonly string[], maxAuthAge: number | null) {
+    this.acr = acr
+    this.maxAuthAge = maxAuthAge
+  }
 }
+
+/** Clocks of issuers may be ahead by so much, in milliseconds. */
+const SKEW = 60_000
 
 /** As RFC 9470 §3 names them: values parted by spaces, and seconds. */
 export interface StepUpChallenge {
@@ -22,15 +30,11 @@ export function compileStepUp ({ acr, maxAuthAge: given }: Pick<RequirementRule,
   const maxAuthAge = given ?? null
   if (acr === undefined && maxAuthAge === null) return null
   const values = acr === undefined ? [] : [acr].flat()
-  const lacking: StepUp = Object.freeze({ code: 'FST_HYBRID_AUTH_INSUFFICIENT_USER_AUTHENTICATION', acr: values, maxAuthAge })
+  const lacking = new StepUp(values, maxAuthAge)
   return auth => {
     const isStrong = values.length === 0 || values.some(value => value === acrOf(auth))
     return isStrong && (maxAuthAge === null || ageOf(auth) <= maxAuthAge) ? null : lacking
   }
-}
-
-export function isStepUp (value: unknown): value is StepUp {
-  return typeof value === 'object' && value !== null && 'maxAuthAge' in value
 }
 
 export function challengeOf ({ acr, maxAuthAge }: StepUp): StepUpChallenge {
@@ -47,11 +51,12 @@ function acrOf (auth: AuthContext): unknown {
 
 /**
  * In milliseconds. `iat` does not tell: a token that was refreshed is new, and its user may have logged in long ago. What says
- * nothing is older than any bound.
+ * nothing, and a time that lies ahead, is older than any bound.
  */
 function ageOf (auth: AuthContext): number {
   const since = auth.authType === 'session' ? auth.user.issuedAt : secondsToTime(auth.claims.auth_time)
-  return since == null ? Infinity : Date.now() - since
+  const age = since == null ? Infinity : Date.now() - since
+  return age < -SKEW ? Infinity : age
 }
 
 function secondsToTime (seconds: unknown): number | null {

@@ -2,17 +2,17 @@
 import type { FastifyRequest } from 'fastify'
 import type { AuthContext } from '../../types/context.js'
 import type { ServerFrame } from '../protocol.js'
+import type { RoomFrame } from './frame.js'
 import type { Unmet } from '../policy/requirements.js'
 
 /** Frames that wait until it is known whether somebody may still have them. */
-export class Suspended {
-  readonly frames: Buffer[] = []
-  bytes = 0
+export type Suspended = RoomFrame[]
 
-  hold (frame: Buffer): void {
-    this.frames.push(frame)
-    this.bytes += frame.length
-  }
+/** Rooms that are being asked again. */
+export interface Recheck {
+  readonly done: Promise<void>
+  /** The context has changed meanwhile. */
+  isDue: boolean
 }
 
 /** Why somebody is no member of a room any more. */
@@ -32,8 +32,12 @@ export interface Member {
   memberships: Map<string, Suspended | null> | null
   /** Joins that wait for a verdict. Written by rooms alone. */
   joining: Map<string, Promise<RoomRefusal | null>> | null
-  /** Whether it may be given anything; one that is past its end ends here. */
-  isLive (time: number): boolean
+  /** Bytes of frames that wait, in all of its rooms together. Written by rooms alone. */
+  suspendedBytes: number
+  /** null: they are not. Written by rooms alone. */
+  recheck: Recheck | null
+  /** Whether it may be given anything. @param time of now() */
+  isLive (time?: number): boolean
   /** Whether what it wants still counts: its frames may be judged after its peer has closed. */
   canAct (): boolean
   /** Whether it can be in a room: there, and with a peer that understands frames of ours. */
@@ -41,7 +45,7 @@ export interface Member {
   /** How much waits to be sent, in bytes. */
   readonly buffered: number
   /** Sends a frame of a room. */
-  pass (frame: Buffer): void
+  pass (frame: RoomFrame): void
   /** Sends a frame of the protocol, if it speaks that. */
   say (frame: ServerFrame): void
   /** Does not read what it is sent. */

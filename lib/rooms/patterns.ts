@@ -24,10 +24,10 @@ interface Compiled {
 const SEPARATOR = '/'
 const PLACE = ':'
 
-/** null: nothing is said of rooms. */
-export function compileRooms (authorize: RoomAuthorize | undefined, patterns: readonly RoomPattern[]): RoomDecision | null {
-  if (authorize === undefined && patterns.length === 0) return null
-  const compiled = patterns.map(({ pattern, join, publish }): Compiled => ({
+/** null: nothing is said of who may be in a room. @param patterns null: there are none */
+export function compileRooms (authorize: RoomAuthorize | undefined, patterns: readonly RoomPattern[] | null): RoomDecision | null {
+  if (authorize === undefined && patterns === null) return null
+  const compiled = (patterns ?? []).map(({ pattern, join, publish }): Compiled => ({
     segments: pattern.split(SEPARATOR),
     checks: { join: join === null ? null : compileRequirements(join), publish: publish === null ? null : compileRequirements(publish) }
   }))
@@ -60,5 +60,5 @@ function fieldOf (auth: AuthContext, name: string): string | null {
     case 'userId': case 'tenantId': case 'role': case 'issuer': case 'authType': return auth[name]
   }
   const value: unknown = Object.hasOwn(auth.user, name) ? Reflect.get(auth.user, name) : null
-  return typeof value === 'string' || typeof value === 'number' ? String(value) : null
+  return (typeof value === 'string' && value !== '') || typeof value === 'number' ? String(value) : null
 }

@@ -2,7 +2,8 @@
 import type { PublishResult } from '../../types/rooms.js'
 import { invalidOption } from '../errors.js'
 import type { Maybe } from '../maybe.js'
-import { Suspended, type Member } from './member.js'
+import { RoomFrame } from './frame.js'
+import type { Member } from './member.js'
 import type { Rooms } from './rooms.js'
 import { isRoomName, type RoomSettings } from './settings.js'
 
@@ -43,37 +44,55 @@ export class Publisher<M extends Member> {
 
   /** As {@link publish}, of what is checked. Members of this process have it when this returns. Never rejects. */
   async send (room: string, text: string, except: M | null): Promise<PublishResult> {
-    const delivered = this.#deliver(room, text, except)
-    const published = await this.#parts.broadcast(room, text)
-    this.#parts.onPublished(delivered, published)
+    const { broadcast, onPublished } = this.#parts
+    const slow: M[] = []
+    const delivered = this.#deliver(room, text, except, slow)
+    const told = broadcast(room, text)
+    closeAll(slow)
+    const published = await told
+    onPublished(delivered, published)
     return { delivered, published }
   }
 
   /** From another node. */
   receive (room: string, text: string): void {
-    this.#parts.onReceived(this.#deliver(room, text, null))
+    const slow: M[] = []
+    this.#parts.onReceived(this.#deliver(room, text, null, slow))
+    closeAll(slow)
   }
 
-  #deliver (room: string, text: string, except: M | null): number {
+  /** Nothing of the application runs in here: what it published meanwhile would overtake this for some. */
+  #deliver (room: string, text: string, except: M | null, slow: M[]): number {
     const members = this.#rooms.membersOf(room)
-    if (members === null) return 0
-    const frame = Buffer.from(`{"type":"message","room":${JSON.stringify(room)},"payload":${text}}`)
-    const time = this.#parts.now()
+    if (members === null || members.size === 0) return 0
+    const { now, settings: { maxBuffered } } = this.#parts
+    const frame = new RoomFrame(`{"type":"message","room":${JSON.stringify(room)},"payload":${text}}`)
+    const time = now()
     let delivered = 0
     for (const member of members) {
       if (member === except || !member.isLive(time)) continue
-      this.#hand(member, room, frame)
+      // What a member does not read is kept for it up to a bound, and not past it.
+      if (member.buffered + member.suspendedBytes > maxBuffered) {
+        slow.push(member)
+        continue
+      }
+      hand(member, room, frame)
       delivered++
     }
     return delivered
   }
+}
 
-  /** What a member does not read is kept for it up to a bound, and not past it. */
-  #hand (member: M, room: string, frame: Buffer): void {
-    const { maxBuffered } = this.#parts.settings
-    const suspended = member.memberships?.get(room)
-    if (member.buffered + (suspended?.bytes ?? 0) > maxBuffered) member.closeSlow()
-    else if (suspended instanceof Suspended) suspended.hold(frame)
-    else member.pass(frame)
+function hand (member: Member, room: string, frame: RoomFrame): void {
+  const suspended = member.memberships?.get(room)
+  if (suspended == null) {
+    member.pass(frame)
+    return
   }
+  suspended.push(frame)
+  member.suspendedBytes += frame.length
+}
+
+function closeAll (members: readonly Member[]): void {
+  for (const member of members) member.closeSlow()
 }

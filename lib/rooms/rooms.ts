@@ -2,10 +2,14 @@
 import { settledWithin } from '../deadline.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
 import { FORBIDDEN, type Unmet } from '../policy/requirements.js'
-import { Suspended, type LeaveReason, type Member, type RefusedFor, type RoomRefusal } from './member.js'
+import type { RoomFrame } from './frame.js'
+import type { LeaveReason, Member, Recheck, RefusedFor, RoomRefusal } from './member.js'
 import type { RoomAction } from '../../types/rooms.js'
 import type { RoomDecision } from './patterns.js'
 import { isRoomName, type RoomSettings } from './settings.js'
+
+const NOT_JOINED = Object.freeze({ code: 'not_joined' })
+const ENDED = Object.freeze({ code: 'ended' })
 
 /** How a room of this process hears of the other nodes. */
 export interface RoomChannels {
@@ -62,13 +66,10 @@ export class Rooms<M extends Member> {
     const known = joining?.get(room)
     if (known !== undefined) return known
     const refusal = this.#obstacle(member, room)
-    if (refusal !== null) return this.#refuse(member, room, 'join', refusal)
+    // In JavaScript a name may be anything.
+    if (refusal !== null) return this.#refuse(member, typeof room === 'string' ? room : '', 'join', refusal)
     const turn = new Turn()
-    const outcome = whenReady(this.#admit(member, room, turn), unmet => {
-      const { joining: waiting } = member
-      if (waiting?.get(room) === turn.promise) waiting.delete(room)
-      return unmet === null ? this.#enter(member, room) : this.#refuse(member, room, 'join', unmet)
-    })
+    const outcome = this.#admit(member, room, turn)
     if (!(outcome instanceof Promise)) return outcome
     turn.promise = outcome
     member.joining ??= new Map()
@@ -79,11 +80,8 @@ export class Rooms<M extends Member> {
   /** false: it was neither in nor on the way. */
   leave (member: M, room: string, reason: LeaveReason): boolean {
     const wasJoining = member.joining?.delete(room) === true
-    if (member.memberships?.delete(room) !== true) return wasJoining
-    this.#drop(member, room)
-    if (reason !== 'closed') member.say(reason === 'left' ? { type: 'left', room } : { type: 'left', room, reason })
-    this.#parts.onLeft(member, room, reason)
-    member.announce('left', room, reason)
+    if (!this.#remove(member, room)) return wasJoining
+    this.#tellLeft(member, room, reason)
     return true
   }
 
@@ -93,14 +91,17 @@ export class Rooms<M extends Member> {
     for (const room of [...member.memberships?.keys() ?? []]) this.leave(member, room, 'closed')
   }
 
-  /** null: it may. Neither throws nor rejects. */
-  mayPublish (member: M, room: string): Maybe<RoomRefusal | null> {
-    if (member.memberships?.has(room) !== true) return this.#refuse(member, room, 'publish', { code: 'not_joined' })
-    return whenReady(this.#decide(member, room, 'publish'), (unmet): RoomRefusal | null => {
+  /** Does it if it is allowed, in the moment when that is known. null: it is done. Neither throws nor rejects. */
+  publishAs (member: M, room: string, publish: () => void): Maybe<RoomRefusal | null> {
+    const isIn = (): boolean => member.memberships?.has(room) === true
+    if (!isIn()) return this.#refuse(member, room, 'publish', NOT_JOINED)
+    return this.#decide(member, room, 'publish', (unmet): RoomRefusal | null => {
       if (unmet !== null) return this.#refuse(member, room, 'publish', unmet)
-      if (!member.canAct()) return { code: 'ended' }
+      if (!member.canAct()) return ENDED
       // It may have been put out meanwhile.
-      return member.memberships?.has(room) === true ? null : this.#refuse(member, room, 'publish', { code: 'not_joined' })
+      if (!isIn()) return this.#refuse(member, room, 'publish', NOT_JOINED)
+      publish()
+      return null
     })
   }
 
@@ -115,55 +116,78 @@ export class Rooms<M extends Member> {
    */
   recheck (member: M): Maybe<void> {
     const { decide } = this.#parts
-    const { memberships, context } = member
-    if (decide === null || memberships === null) return
-    const waits: Array<Promise<void>> = []
-    for (const room of [...memberships.keys()]) {
-      const verdict = this.#ask(member, room, 'join', decide)
-      if (!(verdict instanceof Promise)) {
-        this.#conclude(member, room, verdict)
-        continue
-      }
-      if (memberships.get(room) === null) memberships.set(room, new Suspended())
-      // A later context has its own answer.
-      waits.push(verdict.then(unmet => { if (member.context === context) this.#conclude(member, room, unmet) }))
+    if (decide === null || member.memberships === null) return
+    if (member.recheck !== null) {
+      // One at a time: who changes his context a hundred times has his rooms asked about twice.
+      member.recheck.isDue = true
+      for (const room of member.memberships.keys()) suspend(member, room)
+      return member.recheck.done
     }
+    const round = this.#round(member, decide)
+    if (!(round instanceof Promise)) return
+    const recheck: Recheck = { isDue: false, done: round.then(() => this.#goOn(member, recheck, decide)) }
+    member.recheck = recheck
+    return recheck.done
+  }
+
+  async #goOn (member: M, recheck: Recheck, decide: RoomDecision): Promise<void> {
+    while (recheck.isDue) {
+      recheck.isDue = false
+      await this.#round(member, decide)
+    }
+    member.recheck = null
+  }
+
+  #round (member: M, decide: RoomDecision): Maybe<void> {
+    const { memberships, context: { version } } = member
+    const waits: Array<Promise<void>> = []
+    const lost: string[] = []
+    for (const room of [...memberships?.keys() ?? []]) {
+      const verdict = this.#ask(member, room, 'join', decide)
+      if (verdict instanceof Promise) {
+        suspend(member, room)
+        // A later context has its own answer.
+        waits.push(verdict.then(unmet => { if (member.context.version === version) this.#conclude(member, room, unmet) }))
+      } else if (verdict === null) this.#conclude(member, room, null)
+      else if (this.#remove(member, room)) lost.push(room)
+    }
+    // It is out of all of them before anybody is told of the first.
+    for (const room of lost) this.#tellLeft(member, room, 'forbidden')
     if (waits.length > 0) return Promise.all(waits).then(() => {})
   }
 
   #conclude (member: M, room: string, unmet: Unmet | null): void {
-    const suspended = member.memberships?.get(room)
-    if (suspended === undefined) return
     if (unmet !== null) {
       this.leave(member, room, 'forbidden')
       return
     }
-    member.memberships?.set(room, null)
-    for (const frame of suspended?.frames ?? []) member.pass(frame)
+    for (const frame of resume(member, room)) if (member.isLive()) member.pass(frame)
   }
 
   #obstacle (member: M, room: string): RoomRefusal | null {
     const { settings } = this.#parts
-    if (!member.canJoin()) return { code: 'ended' }
+    if (!member.canJoin()) return ENDED
     if (!isRoomName(room, settings)) return { code: 'bad_room' }
     const taken = (member.memberships?.size ?? 0) + (member.joining?.size ?? 0)
     return taken >= settings.maxPerConnection ? { code: 'too_many_rooms' } : null
   }
 
-  /** A verdict, and the ear for other nodes: what is reached under a context that is no longer the member's is reached again. */
+  /** A verdict, then the ear for other nodes, then in: what was reached under a context that is no longer the member's is reached again. */
   #admit (member: M, room: string, turn: Turn): Maybe<RoomRefusal | null> {
-    return whenReady(this.#decide(member, room, 'join'), (unmet): Maybe<RoomRefusal | null> => {
-      if (unmet !== null) return unmet
-      if (isOver(member, room, turn)) return { code: 'ended' }
-      const { context } = member
+    return this.#decide(member, room, 'join', (unmet): Maybe<RoomRefusal | null> => {
+      if (!turn.isOpen(member, room)) return ENDED
+      if (unmet !== null) {
+        turn.end(member, room)
+        return this.#refuse(member, room, 'join', unmet)
+      }
+      const { version } = member.context
       return whenReady(this.#claim(room), (): Maybe<RoomRefusal | null> => {
-        if (isOver(member, room, turn)) {
-          this.#release(room)
-          return { code: 'ended' }
+        if (turn.isOpen(member, room) && member.context.version === version) {
+          turn.end(member, room)
+          return this.#enter(member, room)
         }
-        if (member.context === context) return null
         this.#release(room)
-        return this.#admit(member, room, turn)
+        return turn.isOpen(member, room) ? this.#admit(member, room, turn) : ENDED
       })
     })
   }
@@ -179,13 +203,14 @@ export class Rooms<M extends Member> {
     return null
   }
 
-  #decide (member: M, room: string, action: RoomAction): Maybe<Unmet | null> {
+  /** What follows happens in the very step in which the verdict is known to be one on the present context. */
+  #decide<T> (member: M, room: string, action: RoomAction, then: (unmet: Unmet | null) => Maybe<T>): Maybe<T> {
     const { decide } = this.#parts
-    if (decide === null) return null
-    const { context } = member
+    if (decide === null) return then(null)
+    const { version } = member.context
     const verdict = this.#ask(member, room, action, decide)
-    if (!(verdict instanceof Promise)) return verdict
-    return verdict.then(unmet => member.context === context ? unmet : this.#decide(member, room, action))
+    if (!(verdict instanceof Promise)) return then(verdict)
+    return verdict.then(unmet => member.context.version === version ? then(unmet) : this.#decide(member, room, action, then))
   }
 
   #ask (member: M, room: string, action: RoomAction, decide: RoomDecision): Maybe<Unmet | null> {
@@ -221,20 +246,47 @@ export class Rooms<M extends Member> {
     this.#parts.channels.unsubscribe(room)
   }
 
-  #drop (member: M, room: string): void {
+  /** false: it was not in there. */
+  #remove (member: M, room: string): boolean {
+    resume(member, room)
+    if (member.memberships?.delete(room) !== true) return false
     this.size--
     this.#rooms.get(room)?.members.delete(member)
     this.#release(room)
+    return true
   }
+
+  #tellLeft (member: M, room: string, reason: LeaveReason): void {
+    if (reason !== 'closed') member.say(reason === 'left' ? { type: 'left', room } : { type: 'left', room, reason })
+    this.#parts.onLeft(member, room, reason)
+    member.announce('left', room, reason)
+  }
+}
+
+/** What is published in the room waits for the member. */
+function suspend (member: Member, room: string): void {
+  if (member.memberships?.get(room) === null) member.memberships.set(room, [])
+}
+
+/** @returns what has waited */
+function resume (member: Member, room: string): readonly RoomFrame[] {
+  const frames = member.memberships?.get(room) ?? []
+  if (member.memberships?.has(room) === true) member.memberships.set(room, null)
+  for (const { length } of frames) member.suspendedBytes -= length
+  return frames
 }
 
 /** One attempt to join. */
 class Turn {
   /** null: nothing had to be waited for. */
   promise: Promise<RoomRefusal | null> | null = null
-}
 
-/** It was told to leave before it was in, or has ended. */
-function isOver (member: Member, room: string, { promise }: Turn): boolean {
-  return !member.canJoin() || (promise !== null && member.joining?.get(room) !== promise)
+  /** It was not told to leave before it was in, and is still there. */
+  isOpen (member: Member, room: string): boolean {
+    return member.canJoin() && (this.promise === null || member.joining?.get(room) === this.promise)
+  }
+
+  end (member: Member, room: string): void {
+    if (this.promise !== null) member.joining?.delete(room)
+  }
 }

@@ -16,7 +16,7 @@ const whole = (min: number, max: number, unit: string) => v.pipe(within(min, max
 export const roomOptions = v.strictObject({
   authorize: v.optional(fn<RoomAuthorize>()),
   // Read where the error can say which of them it is.
-  patterns: v.optional(v.custom<object>(given => typeof given === 'object' && given !== null, 'must be a list of patterns, or an object of them')),
+  patterns: v.optional(v.custom<object>(given => Array.isArray(given) || isPlainObject(given), 'must be a list of patterns, or an object of them')),
   maxPerConnection: v.optional(whole(1, 1e6, 'rooms'), 100),
   maxNameLength: v.optional(whole(1, 1024, 'characters'), 128),
   maxPayload: v.optional(whole(1, 1_048_576, 'bytes'), 65_536),
@@ -25,11 +25,17 @@ export const roomOptions = v.strictObject({
 
 export type RoomSettings = Pick<v.InferOutput<typeof roomOptions>, 'maxPerConnection' | 'maxNameLength' | 'maxPayload' | 'maxBuffered'>
 
-/** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the pattern */
-export function parsePatterns (given: object | undefined): RoomPattern[] {
-  if (given === undefined) return []
+/** null: none were given. @throws FST_HYBRID_AUTH_INVALID_OPTION naming the pattern */
+export function parsePatterns (given: object | undefined): RoomPattern[] | null {
+  if (given === undefined) return null
+  if (Object.keys(given).length === 0) throw invalidOption('rooms.patterns', 'must not be empty')
   if (Array.isArray(given)) return given.map((pattern: unknown, i) => patternOf(`rooms.patterns.${i}`, pattern, true))
   return Object.entries(given).map(([pattern, access]) => patternOf(`rooms.patterns.${pattern}`, pattern, access))
+}
+
+/** A Map or a Set would be one without patterns. */
+function isPlainObject (given: unknown): boolean {
+  return typeof given === 'object' && given !== null && [Object.prototype, null].includes(Object.getPrototypeOf(given) as object | null)
 }
 
 function patternOf (path: string, pattern: unknown, access: unknown): RoomPattern {
