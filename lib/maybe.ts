@@ -25,9 +25,12 @@ export function attempt<T, F> (run: () => Maybe<T>, failed: (error: unknown) => 
   }
 }
 
-/** For what never rejects, and nobody waits for. */
+/** For what nobody waits for. What a listener of the application throws in it is as loud as where nothing had to be waited for. */
 export function unawaited (value: Maybe<unknown>): void {
-  if (value instanceof Promise) value.then(nothing, nothing)
+  if (value instanceof Promise) value.catch(throwLater)
 }
 
-function nothing (): void {}
+/** Out of whatever is going on, to where uncaught errors go. */
+export function throwLater (error: unknown): void {
+  process.nextTick(() => { throw error })
+}

@@ -37,7 +37,7 @@ export interface RoomOptions {
 export interface PublishResult {
   /** Members of this process that it was sent to. */
   readonly delivered: number
-  /** The other nodes were told. false: the cluster is away, and their members have missed it. Always true in one process. */
+  /** The other nodes were told. false: they could not be, and their members may have missed it. Always true in one process. */
   readonly published: boolean
 }
 

@@ -55,14 +55,14 @@ const command = v.variant('type', [
 
 const ticket = v.strictObject({ key: name, value: v.string(), until: time })
 const answer = v.strictObject({ from: name, to: name, matched: time, closed: time })
-const roomMessage = v.strictObject({ from: name, room: name, at: time, payload: v.unknown() })
+const roomMessage = v.strictObject({ from: name, room: name, number: time, at: time, payload: v.string() })
 
 /** Read by every node. `at` is in milliseconds since the epoch, by the clock of the node that sent it. */
 export type Command = v.InferOutput<typeof command>
 /** One node's answer to the command `to`. */
 export type Answer = v.InferOutput<typeof answer>
 
-/** What was published in a room, and by which node. */
+/** What was published in a room, as JSON, by which node, and which of its messages it is. */
 export type RoomMessage = v.InferOutput<typeof roomMessage>
 
 /** A ticket under its key, until a time in milliseconds since the epoch. */

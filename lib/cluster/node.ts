@@ -230,9 +230,9 @@ export class ClusterNode implements ClusterMember {
     return at >= this.#startedAt && from !== ANYBODY && !this.#known.has(id)
   }
 
-  /** Revocations are known by themselves, and an address may be blocked twice. */
+  /** Revocations are known by themselves, an address may be blocked twice, and a question be answered. */
   #remember ({ id, type }: Command): void {
-    if (type === 'revoke' || type === 'block') return
+    if (type === 'revoke' || type === 'block' || type === 'count' || type === 'presence') return
     const now = Date.now()
     this.#seen.set(id, now)
     for (const [oldest, time] of this.#seen) {

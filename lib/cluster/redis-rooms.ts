@@ -4,7 +4,8 @@
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import type { ClusterMember } from './cluster.js'
-import type { Codec } from './command.js'
+import { settledWithin } from '../deadline.js'
+import type { Codec, RoomMessage } from './command.js'
 import { ask, bounded, connectAnother, send, type RedisClient } from './redis-client.js'
 import type { Keys } from './redis-keys.js'
 import type { RedisSettings } from './redis-node.js'
@@ -24,17 +25,18 @@ export interface RoomsParts {
 const PAUSE = 100
 /** As many rooms in one command as do not keep Redis from others. */
 const PART = 500
+/** Nodes whose last message is remembered. */
+const MAX_SENDERS = 1000
 
 export class RedisRooms {
   readonly #parts: RoomsParts
   readonly #stopping = new AbortController()
   readonly #rooms = new Set<string>()
-  #listener: RedisClient | null = null
+  /** The number of the last message of each node. */
+  readonly #heard = new Map<string, number>()
+  #published = 0
   #loop: Promise<void> | null = null
-  /** The attempt to listen that is under way. Never rejects. */
-  #begun: Promise<void> = Promise.resolve()
-  /** A listener that may not hear everything is given up for another. */
-  #session: AbortController | null = null
+  #session = new Session()
 
   constructor (parts: RoomsParts) {
     this.#parts = parts
@@ -44,15 +46,19 @@ export class RedisRooms {
   async subscribe (room: string): Promise<void> {
     this.#rooms.add(room)
     this.#loop ??= this.#run()
-    // One that begins now asks for this room as well.
-    const asked = this.#listener === null ? this.#begun : this.#hear(this.#listener, [room]).catch(() => { this.#session?.abort() })
-    if (this.#parts.isConnected()) await asked
+    const session = this.#session
+    // One that begins asks for this room as well.
+    const asked = session.listener === null
+      ? session.hasBegun
+      : this.#hear(session.listener, [room]).catch(() => this.#renew(session).hasBegun)
+    if (this.#parts.isConnected()) await settledWithin(asked, this.#parts.settings.timeout, undefined)
   }
 
   unsubscribe (room: string): void {
     this.#rooms.delete(room)
+    const session = this.#session
     // Without the function node-redis would take a subscription that follows at once for one that is there still.
-    this.#listener?.unsubscribe(this.#parts.keys.room(room), this.#receive).catch(() => { this.#session?.abort() })
+    session.listener?.unsubscribe(this.#parts.keys.room(room), this.#receive).catch(() => { this.#renew(session) })
   }
 
   /** false: nobody could be told. Never rejects. */
@@ -60,8 +66,7 @@ export class RedisRooms {
     const { client, codec, keys, member, settings, isConnected } = this.#parts
     if (!isConnected()) return false
     try {
-      const parsed: unknown = JSON.parse(payload)
-      const sealed = codec.seal('room', { from: member.id, room, at: Date.now(), payload: parsed })
+      const sealed = codec.seal('room', { from: member.id, room, number: ++this.#published, at: Date.now(), payload })
       await ask(client, ['PUBLISH', keys.room(room), sealed], settings.timeout)
       return true
     } catch {
@@ -77,39 +82,37 @@ export class RedisRooms {
   async #run (): Promise<void> {
     const { signal } = this.#stopping
     while (!signal.aborted) {
-      await this.#listen().catch(() => {})
+      const session = this.#session
+      await this.#listen(session).catch(() => {})
+      this.#renew(session)
       await delay(PAUSE * (1 + Math.random()), undefined, { signal }).catch(() => {})
     }
   }
 
-  /** Listens until that fails, or until it is told to stop. */
-  async #listen (): Promise<void> {
-    const { client, settings } = this.#parts
-    const session = new AbortController()
-    const signal = AbortSignal.any([this.#stopping.signal, session.signal])
-    const begun = this.#begin(connectAnother(client, settings.timeout, signal))
-    this.#begun = begun.then(() => {}, () => {})
-    this.#session = session
-    try {
-      const listener = await begun
-      listener.on('error', () => { session.abort() })
-      while (!signal.aborted) {
-        await delay(settings.nodeTimeout / 4, undefined, { signal })
-        await send(listener, ['PING'], settings.timeout)
-      }
-    } finally {
-      this.#listener = null
-      session.abort()
-    }
+  /** A listener that may not hear everything is given up for another. @returns the session that follows */
+  #renew (session: Session): Session {
+    session.end.abort()
+    if (this.#session === session) this.#session = new Session()
+    return this.#session
   }
 
-  async #begin (connecting: Promise<RedisClient>): Promise<RedisClient> {
-    const listener = await connecting
+  /** Listens until that fails, or until it is told to stop. */
+  async #listen (session: Session): Promise<void> {
+    const { client, settings } = this.#parts
+    const signal = AbortSignal.any([this.#stopping.signal, session.end.signal])
+    const listener = await connectAnother(client, settings.timeout, signal)
+    listener.on('error', () => { this.#renew(session) })
     const rooms = [...this.#rooms]
     // Those that come from now on are asked for one by one.
-    this.#listener = listener
-    for (let from = 0; from < rooms.length; from += PART) await this.#hear(listener, rooms.slice(from, from + PART).filter(room => this.#rooms.has(room)))
-    return listener
+    session.listener = listener
+    for (let from = 0; from < rooms.length; from += PART) {
+      await this.#hear(listener, rooms.slice(from, from + PART).filter(room => this.#rooms.has(room)))
+    }
+    session.begin()
+    while (!signal.aborted) {
+      await delay(settings.nodeTimeout / 4, undefined, { signal })
+      await send(listener, ['PING'], settings.timeout)
+    }
   }
 
   async #hear (listener: RedisClient, rooms: readonly string[]): Promise<void> {
@@ -120,7 +123,41 @@ export class RedisRooms {
   readonly #receive = (sealed: string, channel: string): void => {
     const { codec, keys, member } = this.#parts
     const message = codec.openRoom(sealed)
-    if (message === null || keys.room(message.room) !== channel || Math.abs(Date.now() - message.at) > SKEW) member.ignored()
-    else if (message.from !== member.id) member.heard(message.room, JSON.stringify(message.payload))
+    if (message === null || keys.room(message.room) !== channel || Math.abs(Date.now() - message.at) > SKEW || !this.#isNew(message) || !isJson(message.payload)) member.ignored()
+    else if (message.from !== member.id) member.heard(message.room, message.payload)
+  }
+
+  /** Whoever can write to Redis could say again what was said. */
+  #isNew ({ from, number }: RoomMessage): boolean {
+    if (number <= (this.#heard.get(from) ?? 0)) return false
+    this.#heard.delete(from)
+    this.#heard.set(from, number)
+    for (const [oldest] of this.#heard) {
+      if (this.#heard.size <= MAX_SENDERS) break
+      this.#heard.delete(oldest)
+    }
+    return true
+  }
+}
+
+/** One listener, from when it is wanted to when it is given up. */
+class Session {
+  listener: RedisClient | null = null
+  readonly end = new AbortController()
+  readonly #begun = new AbortController()
+  /** It listens to every room. Never rejects. */
+  readonly hasBegun = new Promise<void>(resolve => { this.#begun.signal.addEventListener('abort', () => { resolve() }) })
+
+  begin (): void {
+    this.#begun.abort()
+  }
+}
+
+function isJson (text: string): boolean {
+  try {
+    JSON.parse(text)
+    return true
+  } catch {
+    return false
   }
 }

@@ -63,6 +63,7 @@ export function finish (connection: GuardedConnection, code: number, reason: Buf
   if (connection.isOpen && (connection.isJudging || connection.held !== null)) {
     connection.heldClose = { code, reason }
     hub.registry.close(connection)
+    hub.rooms.silence(connection)
     giveUpStepUp(connection)
     return false
   }

@@ -12,7 +12,7 @@ import type { Member } from '../rooms/member.js'
 import type { Revocation } from '../cluster/revocations.js'
 import { now } from './clock.js'
 import { checkClose, closeConnection, closeSlow, finish } from './closing.js'
-import { sendFrame } from './control.js'
+import { mayUnderstand, sendFrame } from './control.js'
 import { flush, receive } from './gate.js'
 import type { RouteSettings } from './hub.js'
 import { isOver, look } from './lifecycle.js'
@@ -124,9 +124,8 @@ export class GuardedConnection implements Connection, Member, SocketOwner, Wheel
     this.request = request
     this.route = route
     this.context = context
-    const { protocol } = socket
-    this.readsControl = route.control !== false && (protocol === '' || protocol === SUBPROTOCOL)
-    this.speaks = this.readsControl && (protocol === SUBPROTOCOL || route.control === true)
+    this.readsControl = route.control !== false && mayUnderstand(socket)
+    this.speaks = this.readsControl && (socket.protocol === SUBPROTOCOL || route.control === true)
     this.startedAt = now()
     this.lastMessageAt = this.startedAt
     this.readAt = this.startedAt
@@ -167,8 +166,7 @@ export class GuardedConnection implements Connection, Member, SocketOwner, Wheel
   }
 
   canJoin (): boolean {
-    const { protocol } = this.socket
-    return (protocol === '' || protocol === SUBPROTOCOL) && this.heldClose === null && this.canAct()
+    return mayUnderstand(this.socket) && this.heldClose === null && this.canAct()
   }
 
   get buffered (): number {

@@ -11,13 +11,12 @@ import type { Place } from '../policy/limits.js'
 import { compileMessageDecision } from '../policy/messages.js'
 import { MessageRate } from '../policy/rates.js'
 import type { RequirementCheck } from '../policy/requirements.js'
-import { SUBPROTOCOL } from '../protocol.js'
 import { setContext, type Socket } from '../request.js'
 import { closeConnection, closeSocket, EVICTED } from './closing.js'
 import { GuardedConnection } from './connection.js'
-import { secondsUntil, sendFrame } from './control.js'
+import { mayUnderstand, secondsUntil, sendFrame } from './control.js'
 import { someTimeIn } from './drain.js'
-import { flush, holdEarly } from './gate.js'
+import { flush, holdEarly, release } from './gate.js'
 import type { Hub, RouteSettings } from './hub.js'
 import { isOver, lookAt, schedule } from './lifecycle.js'
 import { ReusableMessage } from './message.js'
@@ -91,12 +90,11 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     setContext(request, authenticated)
     hub.audit.authenticated(request, authenticated)
     const connection = begin(socket, request, route, authenticated, taken)
-    const { protocol } = socket
     connection.speaks = connection.readsControl
     schedule(connection)
     connection.framesIn = held.length + 1
     if (!isLive(connection)) return
-    if (protocol === '' || protocol === SUBPROTOCOL) {
+    if (mayUnderstand(socket)) {
       sendFrame(socket, {
         type: 'auth_success',
         user: { id: authenticated.userId },
@@ -155,6 +153,11 @@ function runWhenCurrent (connection: GuardedConnection, run: () => void): void {
   unawaited(current.then(() => {
     connection.isJudging = false
     if (!connection.isOpen || isOver(connection)) return
+    // Who has gone meanwhile, and said nothing, is none that the handler is called for.
+    if (connection.heldClose !== null && connection.held === null) {
+      release(connection)
+      return
+    }
     run()
     flush(connection)
   }))

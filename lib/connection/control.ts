@@ -1,5 +1,5 @@
 /** Which frames are ours, told by their first bytes: nothing else of an application's frame is read. */
-import type { ServerFrame } from '../protocol.js'
+import { SUBPROTOCOL, type ServerFrame } from '../protocol.js'
 import type { GuardedSocket, RawFrame } from './socket.js'
 
 /** The control frames a client may send. */
@@ -36,6 +36,11 @@ function typeAt (data: Buffer): number {
   if (data[at] !== COLON) return -1
   at = skipSpace(data, at + 1)
   return data[at] === QUOTE ? at + 1 : -1
+}
+
+/** Whether a peer may be sent frames of ours: one that negotiated another subprotocol speaks that. */
+export function mayUnderstand ({ protocol }: { readonly protocol: string }): boolean {
+  return protocol === '' || protocol === SUBPROTOCOL
 }
 
 export function sendFrame (socket: GuardedSocket, frame: ServerFrame): void {

@@ -3,7 +3,7 @@
  * costs no promise and no object; one that is not holds back the frames behind it.
  */
 import { settledWithin } from '../deadline.js'
-import { adopt, attempt, unawaited, whenReady, type Maybe } from '../maybe.js'
+import { adopt, attempt, throwLater, unawaited, whenReady, type Maybe } from '../maybe.js'
 import { StepUp } from '../policy/step-up.js'
 import { now } from './clock.js'
 import { closeConnection, finish, RETRY_AFTER } from './closing.js'
@@ -79,6 +79,15 @@ function awaitHandler (connection: GuardedConnection): void {
   connection.route.hub.lookAt(connection)
 }
 
+/** A listener that throws does not keep what is behind its message from being heard. */
+function heard (deliver: () => void): void {
+  try {
+    deliver()
+  } catch (error) {
+    throwLater(error)
+  }
+}
+
 /** Judges what is held, in order, until a verdict has to be waited for or nobody listens. */
 export function flush (connection: GuardedConnection): void {
   while (connection.held !== null && !connection.isJudging) {
@@ -94,7 +103,7 @@ export function flush (connection: GuardedConnection): void {
     connection.heldSince = 0
     held.shift()
     connection.heldBytes -= byteLengthOf(frame.data)
-    judge(connection, frame.data, frame.isBinary)
+    heard(() => { judge(connection, frame.data, frame.isBinary) })
   }
   if (connection.isJudging) return
   release(connection)
@@ -115,7 +124,7 @@ export function dropUnheard (connection: GuardedConnection): number {
 export function resumeStepUp (connection: GuardedConnection): void {
   const frame = takeDemanded(connection)
   if (frame === null) return
-  judge(connection, frame.data, frame.isBinary, true)
+  heard(() => { judge(connection, frame.data, frame.isBinary, true) })
   flush(connection)
 }
 
@@ -200,8 +209,10 @@ function judgeLater (connection: GuardedConnection, pending: Promise<unknown>, d
     connection.isJudging = false
     if (connection.isOpen && !isOver(connection)) {
       // Reached for a context that is no longer the connection's: reached again.
-      if (connection.context.version !== version && verdict !== ANSWERED) judge(connection, data, isBinary, true)
-      else settle(connection, verdict, data, isBinary)
+      heard(() => {
+        if (connection.context.version !== version && verdict !== ANSWERED) judge(connection, data, isBinary, true)
+        else settle(connection, verdict, data, isBinary)
+      })
     }
     flush(connection)
   }))

@@ -64,7 +64,7 @@ export function look (connection: GuardedConnection): void {
   if (isDue(connection.refreshAt, time)) askToRefresh(connection)
   if (isDue(nextReading(connection), time)) readSession(connection).catch(() => {})
   if (isDue(nextRelease(connection), time)) discard(connection)
-  if (isDue(connection.demandUntil, time)) giveUpStepUp(connection)
+  if (isDue(demandEnd(connection), time)) giveUpStepUp(connection)
   lookAt(connection)
 }
 
@@ -73,7 +73,7 @@ export function lookAt (connection: GuardedConnection): void {
   if (!connection.isOpen) return
   const { endsAt, refreshAt, pingAt, lastMessageAt, route: { hub: { settings: { idleTimeout } } } } = connection
   let next = sooner(sooner(endsAt, refreshAt), sooner(pingAt, nextReading(connection)))
-  next = sooner(next, connection.demandUntil)
+  next = sooner(next, demandEnd(connection))
   next = sooner(next, sooner(nextRelease(connection), idleTimeout === undefined ? 0 : lastMessageAt + idleTimeout))
   // Clocks are set forward and back: no connection goes unseen for longer than the wheel is round.
   wheel.schedule(connection, next === 0 ? HORIZON : Math.min(next - now(), HORIZON))
@@ -116,6 +116,11 @@ function nextReading (connection: GuardedConnection): number {
   const { expiresAt } = context
   const beforeEnd = expiresAt === null ? Infinity : fromEpoch(expiresAt - READ_AHEAD)
   return beforeEnd > readAt ? Math.min(routine, beforeEnd) : routine
+}
+
+/** 0: nothing waits for another credential. */
+function demandEnd ({ demand, demandUntil }: GuardedConnection): number {
+  return demand === null ? 0 : demandUntil
 }
 
 /** 0: nothing waits for a listener. */

@@ -7,11 +7,11 @@ import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { Place } from '../policy/limits.js'
 import type { Unmet } from '../policy/requirements.js'
 import { refusalFor, retryAfterOf, stepUpOf } from '../request.js'
-import { parseClientFrame, SUBPROTOCOL, type CloseName } from '../protocol.js'
+import { parseClientFrame, type CloseName } from '../protocol.js'
 import { limitBytes } from './bytes.js'
 import { closeSocket, EVICTED } from './closing.js'
 import type { HeldFrame } from './connection.js'
-import { controlType, sendFrame } from './control.js'
+import { controlType, mayUnderstand, sendFrame } from './control.js'
 import type { FastifyRequest } from 'fastify'
 import type { CloseDetails, RouteSettings } from './hub.js'
 import { byteLengthOf } from './message.js'
@@ -138,7 +138,7 @@ export class PendingSocket implements SocketOwner, Wheeled {
       }
       if (isRefusal(given)) {
         const stepUp = stepUpOf(this.#request, given)
-        if (stepUp !== null && isOurs(this.#socket)) sendFrame(this.#socket, stepUpFrame(stepUp, 'stop'))
+        if (stepUp !== null && mayUnderstand(this.#socket)) sendFrame(this.#socket, stepUpFrame(stepUp, 'stop'))
         this.fail(ERRORS[given].close, given, stepUp === null ? detailsOf(this.#request, given) : STEP_UP_CLOSE)
         return
       }
@@ -158,11 +158,6 @@ export class PendingSocket implements SocketOwner, Wheeled {
     this.#route.hub.pending.delete(this)
     this.#stopCounting()
   }
-}
-
-/** Whether the peer understands frames of ours. */
-function isOurs ({ protocol }: GuardedSocket): boolean {
-  return protocol === '' || protocol === SUBPROTOCOL
 }
 
 /** It went to another before this one had it. */

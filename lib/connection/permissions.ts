@@ -4,6 +4,7 @@ import type { PermissionScope } from '../../types/plugin.js'
 import type { Outcome } from '../cluster/cluster.js'
 import { isRefusal, type Refusal } from '../errors.js'
 import { unawaited, whenReady, type Maybe } from '../maybe.js'
+import type { PermissionUpdateFrame } from '../protocol.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection, Granted } from './connection.js'
 import type { Hub } from './hub.js'
@@ -53,13 +54,18 @@ export function whenCurrent ({ permissions }: Pick<Hub, 'permissions'>, context:
 
 function change (connection: GuardedConnection, permissions: readonly string[], granted: Granted | null): Maybe<void> {
   const { context, route: { hub } } = connection
-  const added = permissions.filter(name => !context.permissions.includes(name))
-  const removed = context.permissions.filter(name => !permissions.includes(name))
+  const update = permissionUpdate(context.permissions, permissions)
   connection.granted = granted
   return replaceContext(connection, Object.freeze<AuthContext>({ ...context, permissions }), context.version + 1, {
     onReplaced () { hub.audit.permissionsChanged(connection) },
-    tell () { connection.say({ type: 'permission_update', permissions, added, removed }) }
+    tell () { connection.say(update) }
   })
+}
+
+export function permissionUpdate (before: readonly string[], permissions: readonly string[]): PermissionUpdateFrame {
+  const added = permissions.filter(name => !before.includes(name))
+  const removed = before.filter(name => !permissions.includes(name))
+  return { type: 'permission_update', permissions, added, removed }
 }
 
 /** All of them are changed when the first is waited for. */

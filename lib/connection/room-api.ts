@@ -48,6 +48,8 @@ export function createRooms ({ rooms: settings, handshakeTimeout }: ParsedOption
 
 /** `app.hybridAuth.rooms`. @param ask asks all nodes how many members a room has */
 export function createRoomApi ({ rooms, publisher, settings }: Hub, ask: (room: string) => Promise<CommandResult>) {
+  /** Questions that are out: whoever asks the same meanwhile has the same answer. */
+  const asking = new Map<string, Promise<CommandResult>>()
   const membersOf = (room: string): GuardedConnection[] => [...rooms.membersOf(room) ?? []]
   return {
     join: async (connection: Connection, room: string): Promise<boolean> => guarded(connection).join(room),
@@ -58,7 +60,9 @@ export function createRoomApi ({ rooms, publisher, settings }: Hub, ask: (room: 
     count: (room: string): number => membersOf(room).length,
     async presence (room: string): Promise<Presence> {
       if (!isRoomName(room, settings.rooms)) throw invalidOption('room', 'is no name of a room')
-      const { matched, nodes } = await ask(room)
+      const asked = asking.get(room) ?? ask(room).finally(() => { asking.delete(room) })
+      asking.set(room, asked)
+      const { matched, nodes } = await asked
       return { members: matched, nodes }
     }
   }

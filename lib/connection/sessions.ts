@@ -10,7 +10,7 @@ import { now } from './clock.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import type { LiveSessions, Settings } from './hub.js'
-import { whenCurrent } from './permissions.js'
+import { permissionUpdate, whenCurrent } from './permissions.js'
 import type { Registry } from './registry.js'
 import { isOver } from './lifecycle.js'
 import { hasSameIdentity, replaceContext, withGranted } from './reauth.js'
@@ -145,7 +145,8 @@ function update (connection: GuardedConnection, next: AuthContext): void {
   const isChanged = JSON.stringify([context.user, context.permissions]) !== JSON.stringify([next.user, next.permissions])
   const isOtherRights = JSON.stringify(context.permissions) !== JSON.stringify(next.permissions)
   unawaited(replaceContext(connection, next, isChanged ? context.version + 1 : context.version, {
-    onReplaced () { if (isOtherRights) connection.route.hub.audit.permissionsChanged(connection) }
+    onReplaced () { if (isOtherRights) connection.route.hub.audit.permissionsChanged(connection) },
+    tell () { if (isOtherRights) connection.say(permissionUpdate(context.permissions, next.permissions)) }
   }))
 }
 

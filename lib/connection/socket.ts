@@ -87,6 +87,8 @@ export function guardedClass (Base: SocketClass): SocketClass {
     [OWNER]: SocketOwner | null = null
     #isPausedByApplication = false
     #isHeldBack = false
+    /** No extension changes its frames; null: not asked yet. */
+    #isPlain: boolean | null = null
 
     override emit (event: string | symbol, ...given: unknown[]): boolean {
       const owner = this[OWNER]
@@ -146,7 +148,8 @@ export function guardedClass (Base: SocketClass): SocketClass {
     }
 
     pass (frame: RoomFrame): void {
-      const sender: unknown = this.extensions === '' ? Reflect.get(this, '_sender') : null
+      this.#isPlain ??= this.extensions === ''
+      const sender: unknown = this.#isPlain ? Reflect.get(this, '_sender') : null
       if (isFree(sender)) sender.sendFrame([frame.framed])
       else super.send(frame.payload, AS_TEXT)
     }

@@ -56,6 +56,7 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
   return function createGuard (rule: ParsedRouteRule, isSocket: boolean): GuardHook {
     const meets = compileRequirements(rule)
     const settings = createRouteSettings(hub, rule, meets)
+    if (rule.rooms && rule.control === false) throw invalidOption('auth.rooms', 'does not go with control: false')
     if (rule.rooms && options.rooms.authorize === undefined && options.rooms.patterns === undefined) throw invalidOption('auth.rooms', 'needs rooms.authorize or rooms.patterns')
 
     return function hybridAuthGuard (request, reply, done) {

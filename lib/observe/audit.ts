@@ -97,10 +97,10 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
     for (const listener of (events as EventEmitter).rawListeners(type)) quietly(() => Reflect.apply(listener, events, [event]))
   }
 
-  function tellOf<Type extends EventType> (type: Type, connection: Audited, details: Details<Type, ReturnType<typeof about>>): void {
+  function tellOf<Type extends EventType> (type: Type, connection: Audited, details: Details<Type, ReturnType<typeof about>> | (() => Details<Type, ReturnType<typeof about>>)): void {
     const { log } = connection.request
     // What an application's `trustProxy` throws is thrown by the request's `ip`.
-    if (isWanted(type, log)) quietly(() => { deliver(type, log, { ...about(connection), ...details } as Details<Type, unknown>) })
+    if (isWanted(type, log)) quietly(() => { deliver(type, log, { ...about(connection), ...(typeof details === 'function' ? details() : details) } as Details<Type, unknown>) })
   }
 
   function tellAt<Type extends EventType> (type: Type, request: FastifyRequest, details: () => Details<Type, ReturnType<typeof placeOf>>): void {
@@ -172,11 +172,11 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
       tally.messagesRefused++
       tellOf('message_refused', connection, {})
     },
-    roomJoined (connection: Audited, room: string): void { tellOf('room_joined', connection, { room: excerpt(room) }) },
-    roomLeft (connection: Audited, room: string, reason: EventOf<'room_left'>['reason']): void { tellOf('room_left', connection, { room: excerpt(room), reason }) },
+    roomJoined (connection: Audited, room: string): void { tellOf('room_joined', connection, () => ({ room: excerpt(room) })) },
+    roomLeft (connection: Audited, room: string, reason: EventOf<'room_left'>['reason']): void { tellOf('room_left', connection, () => ({ room: excerpt(room), reason })) },
     roomRefused (connection: Audited, room: string, { action, reason }: Pick<EventOf<'room_refused'>, 'action' | 'reason'>): void {
       tally.roomsRefused.add(reason)
-      tellOf('room_refused', connection, { room: excerpt(room), action, reason })
+      tellOf('room_refused', connection, () => ({ room: excerpt(room), action, reason }))
     },
     permissionsChanged (connection: Audited): void { tellOf('permissions_changed', connection, { permissions: connection.context.permissions }) },
     revoked (connection: Audited, { reason, id }: { readonly reason: string, readonly id: string | null }): void {

@@ -1,4 +1,5 @@
 /** What a user may do, from the application's own source: asked once for whoever asks at the same time, and remembered for a while. */
+import { createHash } from 'node:crypto'
 import type { AuthContext, Identity } from '../../types/context.js'
 import { GenerationCache } from '../cache.js'
 import { settledWithin } from '../deadline.js'
@@ -109,7 +110,7 @@ export class PermissionSource {
   }
 }
 
-/** Everything that the source may look at: two tokens of one user need not have the same rights. */
+/** Of everything that the source may look at: two tokens of one user need not have the same rights. As short as it may be large. */
 function keyOf (issuer: string | null, identity: Identity): string {
-  return JSON.stringify([issuer, identity])
+  return createHash('sha256').update(JSON.stringify([issuer, identity])).digest('base64url')
 }

@@ -33,6 +33,8 @@ export interface RoomParts<M extends Member> {
 
 /** A room with members, or with somebody on the way into it. */
 interface Room<M> {
+  /** As everybody in it has it: the same text, and not one for each. */
+  readonly name: string
   readonly members: Set<M>
   /** Members, and those on the way. */
   claims: number
@@ -83,6 +85,11 @@ export class Rooms<M extends Member> {
     if (!this.#remove(member, room)) return wasJoining
     this.#tellLeft(member, room, reason)
     return true
+  }
+
+  /** Its peer has closed: it hears nothing more and is counted nowhere, and may still say what it said before. */
+  silence (member: M): void {
+    for (const room of member.memberships?.keys() ?? []) this.#rooms.get(room)?.members.delete(member)
   }
 
   /** The connection ends. */
@@ -193,9 +200,10 @@ export class Rooms<M extends Member> {
   }
 
   #enter (member: M, room: string): null {
+    const known = this.#rooms.get(room)
     member.memberships ??= new Map()
-    member.memberships.set(room, null)
-    this.#rooms.get(room)?.members.add(member)
+    member.memberships.set(known?.name ?? room, null)
+    known?.members.add(member)
     this.size++
     member.say({ type: 'joined', room })
     this.#parts.onJoined(member, room)
@@ -234,7 +242,7 @@ export class Rooms<M extends Member> {
       known.claims++
       return known.heard
     }
-    const made: Room<M> = { members: new Set(), claims: 1, heard: this.#parts.channels.subscribe(room) }
+    const made: Room<M> = { name: room, members: new Set(), claims: 1, heard: this.#parts.channels.subscribe(room) }
     this.#rooms.set(room, made)
     return made.heard
   }

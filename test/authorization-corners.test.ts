@@ -10,7 +10,7 @@ import { readSession } from '../lib/connection/sessions.js'
 import { goodToken, keepLines, SECRET, SESSION as SESSION_USER } from './helpers.js'
 import { redisNode } from './cluster-suite.js'
 import { connect, needsRedis, startRedis } from './redis.js'
-import { eventually, live, setClock, type Pair, type Peer } from './live.js'
+import { eventually, live, setClock, type Pair, type Peer, lookNow } from './live.js'
 import { deferred, logTo, MapStore, type Deferred } from './stores.js'
 
 const ALL = { authorize: () => true }
@@ -424,6 +424,7 @@ t.test('messages come in the order they were published, also where a listener pu
   ends.connection.on('left', () => { app.hybridAuth.rooms.publish('r', 2).catch(() => {}) })
   clock.move(120_000)
   await app.hybridAuth.rooms.publish('r', 1)
+  lookNow(ends.connection)
   await settled(peer)
   t.same(peer.framesOf('message').map(frame => frame.payload), [1, 2])
 })
