@@ -5,7 +5,7 @@ import { createClient } from 'redis'
 import { describe, expect, test } from 'tstyche'
 import hybridAuth, {
   hybridAuth as named, type AuditEvent, type AuthContext, type AuthErrorCode, type CommandResult, type HybridAuthOptions,
-  type Identity, type RevokeTarget, type RouteAuth, type Verification
+  type Identity, type PublishResult, type RevokeTarget, type RoomOptions, type RouteAuth, type Verification
 } from '../lib/index.js'
 import { redisCluster } from '../lib/cluster/redis.js'
 import { CLOSE, type CloseAction } from '../lib/protocol.js'
@@ -131,6 +131,38 @@ describe('limits', () => {
     expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user }, failures: false as const })
     expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { ...jwt, user }, failures: true as const })
     expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { ...jwt, user }, report: ['permissions' as const] })
+  })
+})
+
+describe('what somebody may do', () => {
+  test('permissions have one source', () => {
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user }, permissions: async ({ userId }: Identity) => [userId] })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { ...jwt, user }, permissions: ['read'] })
+    expect(app.hybridAuth.refreshPermissions('alice')).type.toBe<Promise<CommandResult>>()
+    expect(app.hybridAuth.setPermissions).type.toBeCallableWith('alice', [], { issuer: null, tenantId: 'acme' })
+    expect(app.hybridAuth.setPermissions).type.not.toBeCallableWith('alice', [], { tenantId: undefined })
+  })
+
+  test('a route has rules by message type, step-up, and rooms', () => {
+    expect<RouteAuth>().type.toBeAssignableFrom({ messages: { a: { role: 'agent' }, b: (auth: AuthContext) => auth.role === 'b', default: 'allow' as const, field: 'event' } })
+    expect<RouteAuth>().type.toBeAssignableFrom({ acr: ['mfa', 'phr'], maxAuthAge: 60_000, rooms: true })
+    expect<RouteAuth>().type.not.toBeAssignableFrom({ messages: { a: 1 } })
+    expect(app.hybridAuth.require).type.not.toBeCallableWith({ rooms: true })
+  })
+
+  test('rooms are bound by patterns or by a function', () => {
+    expect<RoomOptions>().type.toBeAssignableFrom({ patterns: ['tenant/:tenantId/agents'] })
+    expect<RoomOptions>().type.toBeAssignableFrom({ patterns: { 'a/:userId': { join: true, publish: { role: 'agent' } }, b: false, c: { permissions: ['c'] } } })
+    expect<RoomOptions>().type.toBeAssignableFrom({ authorize: (_auth: AuthContext, room: string, action: 'join' | 'publish') => room === action })
+    expect(app.hybridAuth.rooms.publish('a', { b: 1 })).type.toBe<Promise<PublishResult>>()
+    expect(app.hybridAuth.rooms.count('a')).type.toBe<number>()
+    expect(app.hybridAuth.rooms.join).type.not.toBeCallableWith('a', 'b')
+  })
+
+  test('a connection tells of its rooms', () => {
+    const [connection] = app.hybridAuth.connections()
+    expect(connection?.rooms).type.toBe<ReadonlySet<string> | undefined>()
+    connection?.on('left', (room, reason) => { expect([room, reason]).type.toBe<string[]>() })
   })
 })
 

@@ -1,6 +1,5 @@
 /** What a node asks of its cluster, and a cluster of its nodes. Memory and Redis are the two that there are. */
 import type { Maybe } from '../maybe.js'
-import type { RoomChannels } from '../rooms/rooms.js'
 import type { Debit } from '../policy/bucket.js'
 import type { Strike, Window } from '../policy/strikes.js'
 import type { Command } from './command.js'
@@ -66,7 +65,7 @@ export const REMEMBERED = 300_000
 export type OnClusterLoss = 'serve' | 'refuse-new' | 'close'
 
 /** One node's way to the others. */
-export interface Cluster extends RoomChannels {
+export interface Cluster {
   readonly onLoss: { readonly action: OnClusterLoss, readonly after: number }
   readonly isConnected: boolean
   /** Commands that wait for the cluster to be back. */
@@ -87,6 +86,9 @@ export interface Cluster extends RoomChannels {
    */
   acquire (lease: Lease, limits: readonly number[], evicts: boolean): Maybe<readonly string[] | null>
   release (lease: Lease): void
+  /** Resolves when what other nodes publish in a room comes in, or when it is clear that it does not for now. Never rejects. */
+  subscribe (room: string): Maybe<void>
+  unsubscribe (room: string): void
   /**
    * Tells the nodes that have subscribed to a room. Never rejects.
    * @param payload as JSON

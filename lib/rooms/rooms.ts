@@ -1,4 +1,5 @@
 /** Who is in which room: in by a verdict, out when that falls or the connection ends. */
+import type { Cluster } from '../cluster/cluster.js'
 import { settledWithin } from '../deadline.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
 import { FORBIDDEN, type Unmet } from '../policy/requirements.js'
@@ -11,20 +12,14 @@ import { isRoomName, type RoomSettings } from './settings.js'
 const NOT_JOINED = Object.freeze({ code: 'not_joined' })
 const ENDED = Object.freeze({ code: 'ended' })
 
-/** How a room of this process hears of the other nodes. */
-export interface RoomChannels {
-  /** Resolves when what other nodes publish comes in, or when it is clear that it does not for now. Never rejects. */
-  subscribe (room: string): Maybe<void>
-  unsubscribe (room: string): void
-}
-
 export interface RoomParts<M extends Member> {
   readonly settings: RoomSettings
   /** null: who may be in a room is the application's to say, where it joins somebody. */
   readonly decide: RoomDecision | null
   /** How long a verdict is waited for, in milliseconds. */
   readonly timeout: number
-  readonly channels: RoomChannels
+  /** How a room hears of the other nodes. */
+  readonly channels: Pick<Cluster, 'subscribe' | 'unsubscribe'>
   readonly onFault: (member: M, error: unknown) => void
   readonly onJoined: (member: M, room: string) => void
   readonly onLeft: (member: M, room: string, reason: LeaveReason) => void
