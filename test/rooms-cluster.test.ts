@@ -120,7 +120,7 @@ for (const secret of [CLUSTER_SECRET, null]) {
     const member = await b.open({ speaks: true })
     await into(member, 'hall', 'other')
     const heard = roomMeter(b)
-    const good = { from: 'another node', room: 'hall', at: Date.now(), payload: 'forged' }
+    const good = { from: 'another node', room: 'hall', number: 7, at: Date.now(), payload: '"forged"' }
     const tell = (sealed: string | Buffer, room = 'hall') => admin.publish(CHANNEL + room, sealed)
     const sign = (value: unknown, place = 'room') => seal(value, { place, secret })
 
@@ -128,7 +128,8 @@ for (const secret of [CLUSTER_SECRET, null]) {
     const rows: Record<string, string | Buffer> = {
       nothing: '', 'a colon': ':', 'no colon': 'x'.repeat(60), bytes: Buffer.from([0xff, 0xfe, 0x3a, 0x00]), 'no JSON': sign('{"from"'), null: sign('null'), 'a list': sign('[]'),
       'too much': sign({ ...good, payload: 'x'.repeat(2 * 1024 * 1024) }),
-      'no payload': sign(without), 'a member too many': sign({ ...good, more: 1 }), 'another room': sign({ ...good, room: 'other' }), 'no room': sign({ ...good, room: '' }),
+      'no payload': sign(without), 'a payload that is no text': sign({ ...good, payload: { it: 'is' } }), 'a payload that is no JSON': sign({ ...good, number: 6, payload: '1}, {"type":"bye"' }),
+      'no number': sign({ ...good, number: undefined }), 'a number that is none': sign({ ...good, number: '7' }), 'a number before all': sign({ ...good, number: 0 }), 'a member too many': sign({ ...good, more: 1 }), 'another room': sign({ ...good, room: 'other' }), 'no room': sign({ ...good, room: '' }),
       'a room that is no text': sign({ ...good, room: ['hall'] }), 'no sender': sign({ ...good, from: '' }), 'a sender that is no text': sign({ ...good, from: 7 }),
       'no time': sign({ ...good, at: null }), 'a time that is no number': sign({ ...good, at: '1' }), 'a time before all': sign({ ...good, at: -1 }),
       'too old': sign({ ...good, at: Date.now() - 61_000 }), 'from the future': sign({ ...good, at: Date.now() + 62_000 }),
@@ -150,10 +151,17 @@ for (const secret of [CLUSTER_SECRET, null]) {
     t.same([heardBy(member, 'hall'), heardBy(member, 'other')], [['end'], ['end']])
     t.same([b.status().ignored, await heard('heard')], [ignored, 2])
     // The test knows how nodes speak.
-    await tell(sign({ ...good, at: Date.now() - 50_000, payload: { it: 'is read' } }))
+    await tell(sign({ ...good, at: Date.now() - 50_000, payload: '{"it":"is read"}' }))
     t.same(await member.peer.takeFrame('message'), { type: 'message', room: 'hall', payload: 'end' })
     await member.peer.until(() => heardBy(member, 'hall').length === 2)
     t.same(heardBy(member, 'hall')[1], { it: 'is read' })
+    for (const number of [7, 1]) await tell(sign({ ...good, number }))
+    await until('they are counted', async () => b.status().ignored === ignored + 2)
+    // As many others as are remembered, and then it is a stranger.
+    for (let n = 0; n < 1000; n++) await tell(sign({ ...good, from: `node ${n}`, room: 'other' }), 'other')
+    await tell(sign({ ...good, number: 1, payload: '"of a stranger"' }))
+    await until('it is heard', async () => heardBy(member, 'hall').length === 3)
+    t.equal(heardBy(member, 'other').length, 1001)
   })
 }
 

@@ -5,37 +5,33 @@ import type { GuardedSocket, RawFrame } from './socket.js'
 /** The control frames a client may send. */
 export type ControlType = 'auth' | 'auth_update' | 'token_refresh'
 
-const NAMES = (['auth', 'auth_update', 'token_refresh'] as const satisfies readonly ControlType[])
-  .map(name => ({ name, bytes: Buffer.from(`${name}"`) }))
-const ROOM_NAMES = ['join', 'leave', 'message'].map(name => Buffer.from(`${name}"`))
+const named = <Name extends string>(...names: Name[]) => names.map(name => ({ name, bytes: Buffer.from(`${name}"`) }))
+const CREDENTIALS = named<ControlType>('auth', 'auth_update', 'token_refresh')
+const ROOMS = named('join', 'leave', 'message')
 const KEY = Buffer.from('"type"')
 const [SPACE, TAB, LF, CR, QUOTE, COLON, BRACE] = [0x20, 0x09, 0x0a, 0x0d, 0x22, 0x3a, 0x7b]
 
-/** null: not ours. `type` must be the first member, as every JSON writer puts it that is told so. */
+/** null: not ours. */
 export function controlType (data: RawFrame): ControlType | null {
-  if (!Buffer.isBuffer(data)) return null
-  const at = typeAt(data)
-  if (at === -1) return null
-  for (const { name, bytes } of NAMES) if (startsWith(data, at, bytes)) return name
-  return null
+  return typeAmong(CREDENTIALS, data)
 }
 
 /** Whether a client says something of rooms: on a route that lets it, this too is ours. */
 export function isRoomFrame (data: RawFrame): data is Buffer {
-  if (!Buffer.isBuffer(data)) return false
-  const at = typeAt(data)
-  return at !== -1 && ROOM_NAMES.some(bytes => startsWith(data, at, bytes))
+  return typeAmong(ROOMS, data) !== null
 }
 
-/** Where the text of the first member begins, if that is `type`; else -1. */
-function typeAt (data: Buffer): number {
-  if (data[0] !== BRACE) return -1
+/** `type` must be the first member, as every JSON writer puts it that is told so. */
+function typeAmong<Name extends string> (names: ReadonlyArray<{ readonly name: Name, readonly bytes: Buffer }>, data: RawFrame): Name | null {
+  if (!Buffer.isBuffer(data) || data[0] !== BRACE) return null
   let at = skipSpace(data, 1)
-  if (!startsWith(data, at, KEY)) return -1
+  if (!startsWith(data, at, KEY)) return null
   at = skipSpace(data, at + KEY.length)
-  if (data[at] !== COLON) return -1
+  if (data[at] !== COLON) return null
   at = skipSpace(data, at + 1)
-  return data[at] === QUOTE ? at + 1 : -1
+  if (data[at] !== QUOTE) return null
+  for (const { name, bytes } of names) if (startsWith(data, at + 1, bytes)) return name
+  return null
 }
 
 /** Whether a peer may be sent frames of ours: one that negotiated another subprotocol speaks that. */

@@ -160,9 +160,7 @@ export async function readSession (connection: GuardedConnection): Promise<void>
   const { context, request, route: { hub } } = connection
   if (context.authType !== 'session') return
   connection.isReading = true
-  const outcome = await hub.sessions?.read(request, context.sessionId)
+  await hub.sessions?.read(request, context.sessionId)
   connection.isReading = false
-  // A connection whose peer has closed is in no index, and its held frames are judged all the same.
-  if (isRefusal(outcome) && outcome !== UNAVAILABLE && connection.isOpen) closeGone(connection)
   hub.lookAt(connection)
 }

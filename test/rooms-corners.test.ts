@@ -1,0 +1,180 @@
+/** What is left of rooms and live permissions: other ways to write a frame, and answers that come when something else has happened. */
+import { once } from 'node:events'
+import websocket from '@fastify/websocket'
+import Fastify from 'fastify'
+import t from 'tap'
+import { WebSocket } from 'ws'
+import hybridAuth from '../lib/index.js'
+import { parseOptions } from '../lib/options.js'
+import { parseClientFrame, parseRoomFrame } from '../lib/protocol.js'
+import { parseRouteAuth, parseRule } from '../lib/route-options.js'
+import { watch } from './canary.js'
+import { goodClaims, goodToken, JWT, portOf, SESSION_SECRET, signHs256 } from './helpers.js'
+import { eventually, live, lookNow, setClock, type Peer } from './live.js'
+import { audited, updateOf } from './revoking.js'
+import { deferred, MapStore, type Deferred } from './stores.js'
+
+const ANY = { authorize: () => true }
+const payloadsOf = (peer: Peer) => peer.framesOf('message').map(({ payload }) => payload)
+
+t.test('a frame that is JSON and no object is none of ours', t => {
+  for (const text of ['1', '"join"', 'null', 'true', '{', '']) t.same([parseRoomFrame(text), parseClientFrame(text)], [null, null], text)
+  t.same(parseRoomFrame('{"type":"message","room":"r","payload":null,"id":1}'), { type: 'message', room: 'r', payload: null, id: 1 })
+  t.equal(parseRoomFrame('{"type":"message","room":"r"}'), null, 'a message without a payload')
+  t.same(parseRoomFrame('{"type":"message","room":"r","payload":1,"id":{}}'), { type: 'message', room: 'r', payload: 1 }, 'an id is a text or a number')
+  t.end()
+})
+
+t.test('84: a list where an object of options belongs is refused by its path, and never read as one of which nothing was given', async t => {
+  const list: object = []
+  const refusal = (option: string, more = '') => ({ code: 'FST_HYBRID_AUTH_INVALID_OPTION', message: new RegExp(`option ${option}: must be an object${more}`) })
+  t.throws(() => parseOptions(list), { code: 'FST_HYBRID_AUTH_INVALID_OPTION' })
+  for (const name of ['failures', 'credentials', 'limits', 'rooms', 'revocations'] as const) t.throws(() => parseOptions({ jwt: JWT, [name]: list }), refusal(name))
+  t.throws(() => parseOptions({ jwt: JWT, limits: { connections: list } }), refusal('limits.connections'))
+  t.throws(() => parseRule(list), refusal('require'))
+  t.throws(() => parseRouteAuth(list, true, 'GET /live'), refusal('auth', ' \\(GET /live\\)'))
+  t.throws(() => parseRouteAuth({ messages: { a: list } }, true, 'GET /live'), refusal('auth.messages.a'))
+  const { app } = await live(t)
+  await t.rejects(app.hybridAuth.disconnect({ userId: 'alice' }, list), refusal('options'))
+  await t.rejects(app.hybridAuth.setPermissions('alice', [], list), refusal('scope'))
+})
+
+for (const perMessageDeflate of [true, false]) {
+  t.test(`messages of every length arrive as they were published, ${perMessageDeflate ? 'compressed' : 'plain'}, among those of the application`, async t => {
+    const app = Fastify(watch(t))
+    t.teardown(() => app.close())
+    await app.register(websocket, { options: { perMessageDeflate } })
+    await app.register(hybridAuth, { jwt: JWT, rooms: { maxPayload: 200_000 } })
+    const joined = deferred<void>()
+    const sends: Array<(text: string) => void> = []
+    app.get('/rooms', { websocket: true, auth: {} }, async (socket: WebSocket) => {
+      sends.push(text => { socket.send(text) })
+      await app.hybridAuth.connection(socket)?.join('r')
+      joined.resolve()
+    })
+    await app.listen({ port: 0, host: '127.0.0.1' })
+    const client = new WebSocket(`ws://127.0.0.1:${portOf(app)}/rooms`, { headers: { authorization: `Bearer ${goodToken()}` } })
+    t.teardown(() => { client.terminate() })
+    const texts: string[] = []
+    client.on('message', (data: Buffer) => { texts.push(data.toString()) })
+    await once(client, 'open')
+    await joined.promise
+    t.equal(client.extensions !== '', perMessageDeflate)
+    const lengths = [0, 1, 80, 85, 86, 87, 90, 125, 126, 127, 1000, 65_490, 65_495, 65_496, 65_500, 65_535, 65_536, 70_000, 150_000]
+    for (const length of lengths) {
+      await app.hybridAuth.rooms.publish('r', 'ä'.repeat(length / 2))
+      sends[0]?.(`of the application ${length}`)
+    }
+    await eventually('all have come', () => texts.length === 2 * lengths.length)
+    t.same(texts, lengths.flatMap(length => [
+      `{"type":"message","room":"r","payload":"${'ä'.repeat(length / 2)}"}`, `of the application ${length}`
+    ]))
+  })
+}
+
+t.test('a message goes behind one of the application that is still being compressed or read', async t => {
+  const { app, open } = await live(t, { auth: { rooms: ANY } })
+  const { there, peer } = await open()
+  await there.connection.join('r')
+  // ws reads a Blob before it is sent.
+  there.socket.send(new Blob(['first']), { binary: false })
+  await app.hybridAuth.rooms.publish('r', 'second')
+  await peer.until(() => peer.texts.length === 2)
+  t.same(peer.texts, ['first', '{"type":"message","room":"r","payload":"second"}'])
+})
+
+t.test('a message whose verdict comes when the server has taken its sender out is not published', async t => {
+  const verdict = deferred<boolean>()
+  const { app, open } = await live(t, { auth: { rooms: { authorize: (_auth, _room, action) => action === 'join' || verdict.promise } }, route: { rooms: true } })
+  const [alice, bob] = [await open({ speaks: true }), await open({ speaks: true, token: goodToken({ sub: 'bob' }) })]
+  for (const { there } of [alice, bob]) await there.connection.join('r')
+  alice.peer.say({ type: 'message', room: 'r', payload: 1, id: 'a' })
+  await eventually('it is judged', () => app.hybridAuth.connections({ userId: 'alice' })[0]?.leave('r') === true)
+  verdict.resolve(true)
+  t.match(await alice.peer.takeFrame('error'), { code: 'not_joined', room: 'r', id: 'a' })
+  t.ok(await bob.peer.echoed('after'))
+  t.same(payloadsOf(bob.peer), [])
+})
+
+t.test('a refresh whose rule is still asked when the permissions change is answered all the same, and once', async t => {
+  const rules: Array<Deferred<boolean>> = []
+  const { app, open, types } = await audited(t, {
+    route: {
+      check (auth) {
+        if (auth.version === 1) return true
+        const answer = deferred<boolean>()
+        rules.push(answer)
+        return answer.promise
+      }
+    }
+  })
+  const { peer } = await open({ speaks: true })
+  peer.say(updateOf(goodToken()))
+  await eventually('the rule is asked', () => rules.length === 1)
+  const set = app.hybridAuth.setPermissions('alice', ['a'])
+  rules[0]?.resolve(true)
+  t.type((await peer.takeFrame('auth_updated')).expiresIn, 'number')
+  rules[1]?.resolve(true)
+  t.match(await set, { matched: 1, closed: 0 })
+  t.match(await peer.takeFrame('permission_update'), { permissions: ['a'] })
+  t.equal(peer.framesOf('auth_updated').length, 1)
+  t.equal(types().filter(type => type === 'refreshed').length, 1)
+  peer.say(updateOf(signHs256(goodClaims({ permissions: ['b'] }))))
+  await eventually('the rule is asked', () => rules.length === 3)
+  peer.say(updateOf(signHs256(goodClaims({ permissions: ['c'] }))))
+  await eventually('the rule is asked', () => rules.length === 4)
+  for (const rule of rules.slice(2)) rule.resolve(true)
+  await peer.takeFrame('auth_updated')
+  t.ok(await peer.echoed('after'))
+  t.equal(peer.framesOf('auth_updated').length, 2, 'of two refreshes the later is answered')
+})
+
+/** A store that extends sessions when the test says so. */
+class SlowStore extends MapStore {
+  readonly touched: Array<() => void> = []
+
+  touch (_sessionId: string, _session: unknown, callback: () => void): void {
+    this.touched.push(callback)
+  }
+}
+
+t.test('57: what a session may do is asked again where that was forgotten while the store was waited for; a source that fails is a store that does', async t => {
+  const clock = setClock(t)
+  const store = new SlowStore()
+  const asked: Array<Deferred<unknown>> = []
+  let isSlow = false
+  const { app, open, login } = await live(t, {
+    session: { store, cookie: { secure: false, maxAge: 3_600_000 } },
+    auth: {
+      heartbeat: false,
+      session: { user: stored => stored.user ?? null, store, secret: SESSION_SECRET, revalidate: 1000, maxStale: 300_000, touch: true },
+      permissions () {
+        if (!isSlow) return ['a']
+        const answer = deferred<unknown>()
+        asked.push(answer)
+        return answer.promise as Promise<string[]>
+      }
+    }
+  })
+  const users = ['alice', 'bob', 'carol']
+  const pairs = await Promise.all(users.map(async userId => open({ cookie: await login({ userId }) })))
+  const [alice, bob, carol] = pairs
+  for (const { peer } of pairs) t.ok(await peer.echoed('used'))
+  clock.move(5000)
+  for (const { there } of pairs) lookNow(there.connection)
+  await eventually('the store is to extend them', () => store.touched.length === 3)
+  // So long that what the source has said is over.
+  clock.move(31_000)
+  isSlow = true
+  for (const done of store.touched) done()
+  await eventually('the source is asked', () => asked.length === 3)
+  bob?.there.connection.close()
+  const byUser = asked
+  byUser[0]?.resolve(['b'])
+  byUser[1]?.resolve(['b'])
+  byUser[2]?.resolve(null)
+  await eventually('it is known', () => alice?.there.connection.can('b') === true)
+  t.ok(await carol?.peer.echoed('still served'))
+  t.same(pairs.map(({ there }) => there.connection.can('b')), [true, false, false])
+  t.equal(app.hybridAuth.count(), 2)
+})
