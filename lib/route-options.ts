@@ -2,6 +2,7 @@
 import * as v from 'valibot'
 import type { AuthType } from '../types/context.js'
 import type { MessageRule, RequirementRule, RouteAuth, Rule, RuleFunction } from '../types/rules.js'
+import { invalidOption } from './errors.js'
 import type { MessageRules } from './policy/messages.js'
 import type { Rate } from './policy/bucket.js'
 import type { Rates, RouteRates } from './policy/rates.js'
@@ -93,8 +94,13 @@ export function parseRouteAuth (given: RouteAuth, isSocket: boolean, where?: str
   const rule = given === true ? {} : typeof given === 'function' ? { check: given } : given
   if (!isSocket) parse(httpRouteRule, rule, 'auth', where)
   const { messages, ...parsed } = parse(socketRouteRule, rule, 'auth', where)
-  return { ...parsed, messages: messages === undefined ? undefined : parseMessages(messages, where) }
+  const rules = messages === undefined ? undefined : parseMessages(messages, where)
+  const taken = parsed.rooms && rules?.field === 'type' ? ROOM_FRAMES.find(type => rules.rules.has(type)) : undefined
+  if (taken !== undefined) throw invalidOption(`auth.messages.${taken}`, `is a frame about rooms, of which the option rooms decides${where === undefined ? '' : ` (${where})`}`)
+  return { ...parsed, messages: rules }
 }
+
+const ROOM_FRAMES = ['join', 'leave', 'message']
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the type */
 function parseMessages (given: object, where: string | undefined): MessageRules {

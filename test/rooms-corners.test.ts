@@ -39,6 +39,35 @@ t.test('84: a list where an object of options belongs is refused by its path, an
   await t.rejects(app.hybridAuth.setPermissions('alice', [], list), refusal('scope'))
 })
 
+t.test('what a name cannot hold stands in it as in a URL, and stands for nothing else', async t => {
+  const { open } = await live(t, { auth: { rooms: { patterns: ['user/:userId', 'of/:tenantId'] } } })
+  const { there } = await open({ token: goodToken({ sub: 'auth0|7 /ä%', companyId: 'acme' }) })
+  const [own, decoded] = [`user/${encodeURIComponent('auth0|7 /ä%')}`, 'user/auth0|7']
+  const joined = await Promise.all([own, decoded, 'user/auth0%7C7', 'user/%', 'user/%zz', 'of/acme', 'of/%61cme', 'of/%2561cme'].map(async room => [room, await there.connection.join(room)]))
+  t.same(joined.filter(([, isIn]) => isIn).map(([room]) => room), [own, 'of/acme', 'of/%61cme'])
+})
+
+t.test('86: patterns that never decide, and rules that say nothing, are refused by their path', async t => {
+  const table: Array<[object, RegExp]> = [
+    [{ 'a/:userId': true, 'a/:tenantId': true }, /rooms\.patterns\.a\/:tenantId: has the form/], [['a', 'a'], /rooms\.patterns\.1: has the form/],
+    [{ ['x'.repeat(129)]: true }, /is longer than any name/], [{ a: {} }, /rooms\.patterns\.a: says nothing/], [{ a: { join: {} } }, /rooms\.patterns\.a\.join: says nothing/]
+  ]
+  for (const [patterns, message] of table) await t.rejects(live(t, { auth: { rooms: { patterns: patterns as string[] } } }), { code: 'FST_HYBRID_AUTH_INVALID_OPTION', message })
+  for (const type of ['join', 'leave', 'message']) {
+    const message = new RegExp(`auth\\.messages\\.${type}: is a frame about rooms.*\\(GET /app\\)`)
+    await t.rejects(live(t, { auth: { rooms: ANY }, route: { rooms: true, messages: { [type]: { role: 'a' } } } }), { code: 'FST_HYBRID_AUTH_INVALID_OPTION', message })
+    t.throws(() => parseRouteAuth({ rooms: true, messages: { [type]: { role: 'a' } } }, true), { code: 'FST_HYBRID_AUTH_INVALID_OPTION' })
+    t.doesNotThrow(() => parseRouteAuth({ messages: { [type]: { role: 'a' } } }, true), 'without rooms it is a type like others')
+  }
+  t.doesNotThrow(() => parseRouteAuth({ rooms: true, messages: { field: 'event', join: { role: 'a' } } }, true), 'and under another member')
+})
+
+t.test('84: what publish() is given beside the message is checked by name', async t => {
+  const { app } = await live(t)
+  const odd: object[] = [{ exept: 1 }, { except: null }, { except: 'id' }, []]
+  for (const options of odd) await t.rejects(app.hybridAuth.rooms.publish('r', 1, options), { code: 'FST_HYBRID_AUTH_INVALID_OPTION', message: /options/ })
+})
+
 for (const perMessageDeflate of [true, false]) {
   t.test(`messages of every length arrive as they were published, ${perMessageDeflate ? 'compressed' : 'plain'}, among those of the application`, async t => {
     const app = Fastify(watch(t))

@@ -544,7 +544,7 @@ t.test('a join of a peer that has closed meanwhile leaves nothing behind', async
 t.test('names that are none are refused, and the socket stays', async t => {
   const server = await roomy(t, { rooms: { ...PASS, maxPerConnection: 1000 } })
   const alice = await server.enter('alice')
-  const bad = ['', ' ', 'a b', '*', 'room/*', '#', '>', '+ ', 'a?', '[a]', '{a}', 'a"b', "a'b", 'a\\b', 'a\nb', 'a\r\nb', 'a\u0000b', 'a\u007f', '\u200b', '\u202e', '\ufeff', '\u2028', '😀', '<a>', 'a|b', '%00', '$', '^', '(', 'x'.repeat(129), 'x'.repeat(10_240)]
+  const bad = ['', ' ', 'a b', '*', 'room/*', '#', '>', '+ ', 'a?', '[a]', '{a}', 'a"b', "a'b", 'a\\b', 'a\nb', 'a\r\nb', 'a\u0000b', 'a\u007f', '\u200b', '\u202e', '\ufeff', '\u2028', '😀', '<a>', 'a|b', '$', '^', '(', 'x'.repeat(129), 'x'.repeat(10_240)]
   for (const room of [...bad, '\ud800']) {
     const before = alice.peer.framesOf('error').length
     // As JSON writes it, escapes and all.
@@ -557,7 +557,7 @@ t.test('names that are none are refused, and the socket stays', async t => {
   t.same([...alice.there.connection.rooms], [])
   t.equal(server.told('room_refused').length, 2 * bad.length + 2)
   t.ok(server.told('room_refused').every(({ room, reason }) => String(room).length <= 256 && reason === 'bad_room'), 'the audit has a part of it')
-  const good = ['__proto__', 'constructor', 'prototype', 'hasOwnProperty', 'toString', 'x'.repeat(128), 'Zürich', 'Zu\u0308rich', '部屋', 'غرفة', '٣', 'a/b/c', '..', '../..', '-', '+', '&', 'a@b.c', 'a:b', 'a=b,c;d~e!f', 'null', '0']
+  const good = ['__proto__', 'constructor', 'prototype', 'hasOwnProperty', 'toString', 'x'.repeat(128), 'Zürich', 'Zu\u0308rich', '部屋', 'غرفة', '٣', 'a/b/c', '..', '../..', '-', '+', '&', 'a@b.c', 'a:b', 'a=b,c;d~e!f', 'null', '0', '%00', '%zz']
   for (const room of good) {
     await joins(alice.peer, room)
     t.match(await server.app.hybridAuth.rooms.publish(room, room), { delivered: 1 }, room)

@@ -75,14 +75,14 @@ async function admitted (t: Test, rooms: RoomOptions, claims: object, names: str
 t.test('a pattern admits who has what its places say, of the context and of the user\'s own members', async t => {
   const patterns = [
     'lobby', 'user/:userId', 'tenant/:tenantId/agents', 'role/:role', 'issuer/:issuer', 'by/:authType', 'team/:team', 'level/:level', 'both/:team/:level',
-    'own/:constructor', 'own/:toString', 'own/:hasOwnProperty', 'own/:__proto__', 'flag/:flag', 'list/:permissions', 'thing/:thing', 'none/:none', 'via/:via', 'version/:version'
+    'own/:constructor', 'own2/:toString', 'own3/:hasOwnProperty', 'own4/:__proto__', 'flag/:flag', 'list/:permissions', 'thing/:thing', 'none/:none', 'via/:via', 'version/:version'
   ]
   const who = { tenantId: 'acme', role: 'agent', team: 'red', level: 7, flag: true, thing: { a: 1 }, none: null, permissions: ['p'] }
   t.same(await admitted(t, { patterns }, who, [
     'lobby', 'user/alice', 'tenant/acme/agents', 'role/agent', 'by/jwt', 'team/red', 'level/7', 'both/red/7',
     'user/bob', 'user', 'user/', 'user/alice/x', 'User/alice', 'user/ALICE', 'user/:userId', 'tenant/other/agents', 'tenant/acme/users', 'tenant/acme', 'tenant//agents', 'role/admin',
     'issuer/null', 'issuer/', 'issuer/undefined', 'team/blue', 'level/07', 'level/7.0', 'both/7/red', 'lobby/', '/lobby', 'lobb', 'lobbyx', 'Lobby',
-    'own/function', 'own/Object', 'own/', 'own/undefined', 'own/null', 'flag/true', 'list/p', 'thing/1', 'none/null', 'none/', 'none/undefined',
+    'own/function', 'own2/function', 'own3/function', 'own4/Object', 'own/', 'own/undefined', 'own/null', 'flag/true', 'list/p', 'thing/1', 'none/null', 'none/', 'none/undefined',
     'via/header', 'version/1', 'version/undefined', 'other', ':userId'
   ]), ['lobby', 'user/alice', 'tenant/acme/agents', 'role/agent', 'by/jwt', 'team/red', 'level/7', 'both/red/7'])
   t.same(await admitted(t, { patterns }, {}, ['tenant/null/agents', 'tenant//agents', 'tenant/undefined/agents', 'role/null', 'role/', 'team/', 'team/undefined']), [],
@@ -95,7 +95,6 @@ t.test('the first pattern whose form a name has decides, and the function about 
     patterns: {
       'a/closed': false,
       'a/:role': true,
-      'a/:userId': true,
       'b/rule': { role: 'agent' },
       'b/fails': { role: 'admin' },
       'b/fn': auth => auth.userId === 'alice',
@@ -109,7 +108,7 @@ t.test('the first pattern whose form a name has decides, and the function about 
       'c/none': { join: false, publish: false },
       'c/empty': { join: undefined },
       'c/rule': { join: { permissions: ['p'] }, publish: false },
-      any: {}
+      any: true
     },
     authorize (_auth, room, action) {
       asked.push(`${action} ${room}`)
@@ -435,24 +434,24 @@ t.test('what a caller gets wrong is said to him', async t => {
   const alice = await server.enterRoom('alice', 'r')
   for (const name of ['', ' ', 'a b', '*', 'a*', '#', '>', 'a\n', '\u0000', '\ud800', 'x'.repeat(11), undefined, null, 1, {}, ['r']]) {
     const given = untyped(name)
-    t.throws(() => rooms.publish(given, 1), { code: INVALID, message: /room/ }, `publish to ${JSON.stringify(name)}`)
+    await t.rejects(rooms.publish(given, 1), { code: INVALID, message: /room/ }, `publish to ${JSON.stringify(name)}`)
     await t.rejects(rooms.presence(given), { code: INVALID, message: /room/ }, `presence of ${JSON.stringify(name)}`)
     t.equal(await rooms.join(alice.there.connection, given).catch(String), false, `join ${JSON.stringify(name)}`)
     t.equal(rooms.leave(alice.there.connection, given), false)
     t.same([rooms.members(given), rooms.count(given)], [[], 0])
   }
-  t.throws(() => rooms.publish('r', 'x'.repeat(99)), { code: INVALID, message: /payload/ }, 'a byte too much, with its quotes')
-  t.throws(() => rooms.publish('r', 'ü'.repeat(50)), { code: INVALID, message: /payload/ }, 'bytes count, not characters')
+  await t.rejects(rooms.publish('r', 'x'.repeat(99)), { code: INVALID, message: /payload/ }, 'a byte too much, with its quotes')
+  await t.rejects(rooms.publish('r', 'ü'.repeat(50)), { code: INVALID, message: /payload/ }, 'bytes count, not characters')
   t.match(await rooms.publish('r', 'x'.repeat(98)), { delivered: 1 })
-  for (const payload of [undefined, () => 1, Symbol('s'), 1n]) t.throws(() => rooms.publish('r', payload), TypeError, String(payload))
+  for (const payload of [undefined, () => 1, Symbol('s'), 1n]) await t.rejects(rooms.publish('r', payload), { name: 'TypeError' }, String(payload))
   const cycle: unknown[] = []
   cycle.push(cycle)
-  t.throws(() => rooms.publish('r', cycle), TypeError)
-  t.throws(() => rooms.publish('r', { toJSON () { throw new RangeError('mine') } }), new RangeError('mine'))
+  await t.rejects(rooms.publish('r', cycle), { name: 'TypeError' })
+  await t.rejects(rooms.publish('r', { toJSON () { throw new RangeError('mine') } }), new RangeError('mine'))
   for (const other of [undefined, null, {}, alice.there.socket, 'id']) {
     await t.rejects(async () => rooms.join(untyped(other), 'r'), { code: INVALID, message: /connection/ })
     t.throws(() => rooms.leave(untyped(other), 'r'), { code: INVALID, message: /connection/ })
-    if (other !== undefined) t.throws(() => rooms.publish('r', 1, { except: untyped(other) }), { code: INVALID, message: /connection/ })
+    if (other !== undefined) await t.rejects(rooms.publish('r', 1, { except: untyped(other) }), { code: INVALID, message: /connection/ })
   }
   t.same(await heard(alice), ['x'.repeat(98)])
 })

@@ -16,6 +16,8 @@ const MESSAGE = 'This needs the user to authenticate again'
 const FORBIDDEN = { type: 'error', code: 'forbidden', message: 'This message is not allowed', action: 'none' }
 /** What is told of a rule that asks for `mfa`. */
 const NEEDS_MFA = { type: 'error', code: SHORT, message: MESSAGE, action: 'refresh', acr_values: 'mfa' }
+/** Nothing that it could send would help. */
+const REFUSED_FOR_MFA = { ...NEEDS_MFA, action: 'none' }
 const PATIENCE = 120_000
 const MINUTE = 60_000
 const weak = (changes: Record<string, unknown> = {}) => goodToken({ acr: 'pwd', ...changes })
@@ -439,7 +441,7 @@ t.test('a message that turns out to need another login while the socket is held 
   for (let n = 0; n < 40; n++) peer.say(text('weak', n))
   await eventually('the socket is held back', () => there.socket.isPaused)
   verdicts[0]?.resolve(true)
-  t.same(await peer.takeFrame('error'), NEEDS_MFA)
+  t.same(await peer.takeFrame('error'), REFUSED_FOR_MFA)
   peer.say(updateOf(strong()))
   t.match(await peer.takeFrame('auth_updated'), { type: 'auth_updated' })
   await peer.until(() => peer.texts.includes(text('weak', 39)))
@@ -463,7 +465,7 @@ t.test('nor does one among many that came before somebody listened', async t => 
   for (let n = 0; n < 40; n++) peer.say(text('weak', n))
   await eventually('the socket is held back', () => there.socket.isPaused)
   listening.resolve()
-  t.same(await peer.takeFrame('error'), NEEDS_MFA)
+  t.same(await peer.takeFrame('error'), REFUSED_FOR_MFA)
   peer.say(updateOf(strong()))
   t.match(await peer.takeFrame('auth_updated'), { type: 'auth_updated' })
   await peer.until(() => peer.texts.includes(text('weak', 39)))
@@ -533,7 +535,7 @@ t.test('a revocation, an expiry and a lost permission end the socket, and what w
 t.test('sockets of a session, and those that do not speak the protocol, are refused at once, and go on', async t => {
   const { open, session } = await audited(t, { route: { messages: RULES } })
   const table: Array<[string, Dial, object[]]> = [
-    ['a session that speaks', { cookie: session('s1', { userId: 'bob' }), speaks: true }, [NEEDS_MFA]],
+    ['a session that speaks', { cookie: session('s1', { userId: 'bob' }), speaks: true }, [REFUSED_FOR_MFA]],
     ['a session that does not', { cookie: session('s2', { userId: 'bob' }) }, []],
     ['a token without the protocol', { token: weak() }, []],
     ['a token with another', { token: weak(), protocols: ['chat.v2'] }, []]
@@ -687,7 +689,7 @@ t.test('a frame about a room that waits is refused after two minutes, and a sess
   t.equal(held.app.hybridAuth.rooms.count('safe'), 0)
   const pair = await held.open({ cookie: held.session('s1', { userId: 'bob' }) })
   pair.peer.say({ type: 'join', room: 'safe' })
-  t.same(await pair.peer.takeFrame('error'), NEEDS_MFA)
+  t.same(await pair.peer.takeFrame('error'), REFUSED_FOR_MFA)
   t.ok(await pair.peer.echoed(text('weak')))
   t.equal(demandOf(pair), null)
 })

@@ -19,7 +19,7 @@ export interface RoomOptions {
   authorize?: RoomAuthorize | undefined
   /**
    * Names such as `tenant/:tenantId/agents`. A segment that begins with a colon must equal that member of the context, or of
-   * its `user`. The first pattern whose form a name has decides about it. As a list: who fits may join and publish.
+   * its `user`; what a name cannot hold is written as in a URL. The pattern whose form a name has decides about it: of two, the first. As a list: who fits may join and publish.
    * @default none
    */
   patterns?: readonly string[] | Readonly<Record<string, RoomPatternRule>> | undefined
@@ -47,17 +47,17 @@ export interface Presence {
   readonly nodes: { readonly acknowledged: number, readonly missing: number }
 }
 
-/** `app.hybridAuth.rooms`. Names are 1 to `maxNameLength` letters, digits and any of `_.:/@=,;~+!&-`. */
+/** `app.hybridAuth.rooms`. Names are 1 to `maxNameLength` letters, digits and any of `_.:/@=,;~+!&%-`. */
 export interface Rooms {
   /**
-   * Resolves when messages from every node reach the connection. false: it is not allowed, or not possible. Never rejects.
+   * Resolves when messages from every node reach the connection. false: it is not allowed, not possible, or no name.
    * @throws FST_HYBRID_AUTH_INVALID_OPTION on what is no connection
    */
   join (connection: Connection, room: string): Promise<boolean>
   /** false: it was not in there. @throws as {@link join} */
   leave (connection: Connection, room: string): boolean
   /**
-   * Sends `{"type":"message","room","payload"}` to every member on every node, in the order of the calls. Never rejects.
+   * Sends `{"type":"message","room","payload"}` to every member on every node, in the order of the calls, but for one connection.
    * @throws FST_HYBRID_AUTH_INVALID_OPTION on a bad name or too large a payload; TypeError on what JSON cannot hold
    */
   publish (room: string, payload: unknown, options?: { except?: Connection | undefined }): Promise<PublishResult>

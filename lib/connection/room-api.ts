@@ -1,4 +1,5 @@
 /** What the application may do with rooms, and what rooms do with the connections of this folder. */
+import * as v from 'valibot'
 import type { Connection } from '../../types/connection.js'
 import type { Presence, PublishResult } from '../../types/rooms.js'
 import type { CommandResult } from '../../types/cluster.js'
@@ -7,10 +8,12 @@ import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
 import type { Cluster } from '../cluster/cluster.js'
 import type { RefusedFor } from '../rooms/member.js'
+import { parse } from '../schema.js'
 import { compileRooms } from '../rooms/patterns.js'
 import { Publisher } from '../rooms/publisher.js'
 import { Rooms } from '../rooms/rooms.js'
 import { isRoomName, parsePatterns } from '../rooms/settings.js'
+import { Verdicts } from '../rooms/verdicts.js'
 import { now } from './clock.js'
 import { GuardedConnection } from './connection.js'
 import type { Hub } from './hub.js'
@@ -28,10 +31,12 @@ function reasonOf (code: RefusedFor) {
 export function createRooms ({ rooms: settings, handshakeTimeout }: ParsedOptions, cluster: Cluster, audit: Auditor, report: Hub['report']) {
   const rooms = new Rooms<GuardedConnection>({
     settings,
-    decide: compileRooms(settings.authorize, parsePatterns(settings.patterns)),
-    timeout: handshakeTimeout,
+    verdicts: new Verdicts({
+      decide: compileRooms(settings.authorize, parsePatterns(settings.patterns, settings)),
+      timeout: handshakeTimeout,
+      onFault: ({ request }, error) => { report(request, 'rooms', error) }
+    }),
     channels: cluster,
-    onFault: ({ request }, error) => { report(request, 'rooms', error) },
     onJoined: (connection, room) => { audit.roomJoined(connection, room) },
     onLeft: (connection, room, reason) => { if (reason !== 'closed') audit.roomLeft(connection, room, reason) },
     onRefused: (connection, room, action, code) => { audit.roomRefused(connection, room, { action, reason: reasonOf(code) }) }
@@ -54,8 +59,10 @@ export function createRoomApi ({ rooms, publisher, settings }: Hub, ask: (room: 
   return {
     join: async (connection: Connection, room: string): Promise<boolean> => guarded(connection).join(room),
     leave: (connection: Connection, room: string): boolean => guarded(connection).leave(room),
-    publish: (room: string, payload: unknown, { except }: { except?: Connection | undefined } = {}): Promise<PublishResult> =>
-      publisher.publish(room, payload, except === undefined ? null : guarded(except)),
+    async publish (room: string, payload: unknown, options: { except?: Connection | undefined } = {}): Promise<PublishResult> {
+      const { except = null } = parse(publishing, options, 'options')
+      return publisher.publish(room, payload, except)
+    },
     members: (room: string): Connection[] => membersOf(room),
     count: (room: string): number => membersOf(room).length,
     async presence (room: string): Promise<Presence> {
@@ -68,8 +75,11 @@ export function createRoomApi ({ rooms, publisher, settings }: Hub, ask: (room: 
   }
 }
 
+const NO_CONNECTION = 'must be a connection, as app.hybridAuth.connection(socket) gives it'
+const publishing = v.strictObject({ except: v.optional(v.instance(GuardedConnection, NO_CONNECTION)) }, 'must be an object')
+
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION */
 function guarded (connection: Connection): GuardedConnection {
   if (connection instanceof GuardedConnection) return connection
-  throw invalidOption('connection', 'must be a connection, as app.hybridAuth.connection(socket) gives it')
+  throw invalidOption('connection', NO_CONNECTION)
 }

@@ -11,8 +11,8 @@ const CODE = 'insufficient_user_authentication'
 
 export const STEP_UP_CLOSE: CloseDetails = Object.freeze({ reason: CODE })
 
-/** @param action what the client does: brings another token, or gives up, for the socket is closed */
-export function stepUpFrame (lacking: StepUp, action: 'refresh' | 'stop'): ErrorFrame {
+/** @param action what the client does: brings another token, for which the message waits; nothing that would help here; or gives up, for the socket is closed */
+export function stepUpFrame (lacking: StepUp, action: 'refresh' | 'none' | 'stop'): ErrorFrame {
   return { type: 'error', code: CODE, message: 'This needs the user to authenticate again', action, ...challengeOf(lacking) }
 }
 
@@ -21,9 +21,10 @@ export function stepUpFrame (lacking: StepUp, action: 'refresh' | 'stop'): Error
  * is refused.
  */
 export function demandStepUp (connection: GuardedConnection, lacking: StepUp, frame: HeldFrame, hasRoom: boolean): boolean {
-  connection.say(stepUpFrame(lacking, 'refresh'))
   // What helps a session is a new login over HTTP, and a peer that has closed brings nothing more.
-  if (!hasRoom || !connection.isOpen || !connection.speaks || connection.context.authType === 'session' || connection.heldClose !== null) return false
+  const mayWait = hasRoom && connection.speaks && connection.context.authType !== 'session' && connection.heldClose === null
+  connection.say(stepUpFrame(lacking, mayWait ? 'refresh' : 'none'))
+  if (!mayWait || !connection.isOpen) return false
   // Another token that is not good enough either does not prolong it.
   if (connection.demandUntil === 0) connection.demandUntil = now() + PATIENCE
   connection.demand = frame

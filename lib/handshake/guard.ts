@@ -52,12 +52,14 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
   /**
    * A hook that holds a request to the rule. Who was authenticated before is only asked whether the rule holds.
    * @param isSocket an upgrade that passes becomes a connection
+   * @param where which route it is, for errors
+   * @throws FST_HYBRID_AUTH_INVALID_OPTION on what contradicts the options of the registration
    */
-  return function createGuard (rule: ParsedRouteRule, isSocket: boolean): GuardHook {
+  return function createGuard (rule: ParsedRouteRule, isSocket: boolean, where = ''): GuardHook {
     const meets = compileRequirements(rule)
     const settings = createRouteSettings(hub, rule, meets)
-    if (rule.rooms && rule.control === false) throw invalidOption('auth.rooms', 'does not go with control: false')
-    if (rule.rooms && options.rooms.authorize === undefined && options.rooms.patterns === undefined) throw invalidOption('auth.rooms', 'needs rooms.authorize or rooms.patterns')
+    if (rule.rooms && rule.control === false) throw invalidOption('auth.rooms', `does not go with control: false (${where})`)
+    if (rule.rooms && options.rooms.authorize === undefined && options.rooms.patterns === undefined) throw invalidOption('auth.rooms', `needs rooms.authorize or rooms.patterns where the plugin is registered (${where})`)
 
     return function hybridAuthGuard (request, reply, done) {
       const failed = (error: unknown): Refusal => {

@@ -7,7 +7,7 @@ import { admitUpgrade } from '../request.js'
 import type { GuardHook } from './guard.js'
 import { installSeam } from './seam.js'
 
-type GuardFactory = (rule: ParsedRouteRule, isSocket: boolean) => GuardHook
+type GuardFactory = (rule: ParsedRouteRule, isSocket: boolean, where: string) => GuardHook
 
 /** @param app the scope of this registration: routes of a scope that registered the plugin again are left to that one */
 export function guardRoutes (app: FastifyInstance, guard: ParsedOptions['guard'], createGuard: GuardFactory): void {
@@ -19,7 +19,8 @@ export function guardRoutes (app: FastifyInstance, guard: ParsedOptions['guard']
     const isSocket = isWebSocketRoute(route)
     if (isSocket) withSockets.add(this)
     const { auth = isSocket && guard === 'all' } = route
-    const hook = hookFor(parseRouteAuth(auth, isSocket, `${String(route.method)} ${route.url}`), isSocket, route.auth === undefined)
+    const where = `${String(route.method)} ${route.url}`
+    const hook = hookFor(parseRouteAuth(auth, isSocket, where), isSocket, route.auth === undefined, where)
     if (hook !== null) route.onRequest = [hook, ...[route.onRequest ?? []].flat()]
   })
 
@@ -32,9 +33,9 @@ export function guardRoutes (app: FastifyInstance, guard: ParsedOptions['guard']
     }
   })
 
-  function hookFor (rule: ParsedRouteRule | null, isSocket: boolean, isDefault: boolean): GuardHook | null {
+  function hookFor (rule: ParsedRouteRule | null, isSocket: boolean, isDefault: boolean, where: string): GuardHook | null {
     if (rule === null) return isSocket ? passOpen : null
-    const check = createGuard(rule, isSocket)
+    const check = createGuard(rule, isSocket, where)
     // A route that serves both, and says nothing of `auth`, guards its socket only: HTTP opts in.
     return isDefault ? onUpgradeOnly(check) : check
   }

@@ -8,6 +8,9 @@ import type { Unmet } from '../policy/requirements.js'
 /** Frames that wait until it is known whether somebody may still have them. */
 export type Suspended = RoomFrame[]
 
+/** Rooms by name, and what waits in those that are being asked about; null: nothing has to wait. */
+export type Memberships = Map<string, Suspended | null>
+
 /** Rooms that are being asked again. */
 export interface Recheck {
   readonly done: Promise<void>
@@ -29,7 +32,7 @@ export interface Member {
   readonly request: FastifyRequest
   readonly context: AuthContext
   /** Its rooms; null: none. Written by rooms alone. */
-  memberships: Map<string, Suspended | null> | null
+  memberships: Memberships | null
   /** Joins that wait for a verdict. Written by rooms alone. */
   joining: Map<string, Promise<RoomRefusal | null>> | null
   /** Bytes of frames that wait, in all of its rooms together. Written by rooms alone. */

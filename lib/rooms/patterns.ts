@@ -51,7 +51,17 @@ function hasForm (pattern: readonly string[], segments: readonly string[]): bool
 
 /** Whether every place holds what the context has there. */
 function isOwn (pattern: readonly string[], segments: readonly string[], auth: AuthContext): boolean {
-  return pattern.every((part, i) => !part.startsWith(PLACE) || fieldOf(auth, part.slice(1)) === segments[i])
+  return pattern.every((part, i) => !part.startsWith(PLACE) || isSame(segments[i], fieldOf(auth, part.slice(1))))
+}
+
+/** What a name cannot hold stands in it as in a URL (RFC 3986 §2.1). */
+function isSame (segment = '', field: string | null): boolean {
+  if (!segment.includes('%')) return segment === field
+  try {
+    return decodeURIComponent(segment) === field
+  } catch {
+    return false
+  }
 }
 
 /** null: the context has nothing of the name that a room could be called by. */

@@ -5,6 +5,7 @@ import type { Maybe } from '../maybe.js'
 import { RoomFrame } from './frame.js'
 import type { Member } from './member.js'
 import type { Rooms } from './rooms.js'
+import { hand } from './suspended.js'
 import { isRoomName, type RoomSettings } from './settings.js'
 
 export interface PublisherParts {
@@ -30,7 +31,7 @@ export class Publisher<M extends Member> {
   /** The payload as JSON; null: it is too large. @throws TypeError on what JSON cannot hold, and what a `toJSON` throws */
   write (payload: unknown): string | null {
     const text: unknown = JSON.stringify(payload)
-    if (typeof text !== 'string') throw new TypeError(`a ${typeof payload} is nothing that JSON holds`)
+    if (typeof text !== 'string') throw new TypeError(`a payload of type ${typeof payload} is nothing that JSON holds`)
     return Buffer.byteLength(text) > this.#parts.settings.maxPayload ? null : text
   }
 
@@ -81,16 +82,6 @@ export class Publisher<M extends Member> {
     }
     return delivered
   }
-}
-
-function hand (member: Member, room: string, frame: RoomFrame): void {
-  const suspended = member.memberships?.get(room)
-  if (suspended == null) {
-    member.pass(frame)
-    return
-  }
-  suspended.push(frame)
-  member.suspendedBytes += frame.length
 }
 
 function closeAll (members: readonly Member[]): void {

@@ -1,26 +1,22 @@
 /** Who is in which room: in by a verdict, out when that falls or the connection ends. */
-import type { Cluster } from '../cluster/cluster.js'
-import { settledWithin } from '../deadline.js'
-import { attempt, whenReady, type Maybe } from '../maybe.js'
-import { FORBIDDEN, type Unmet } from '../policy/requirements.js'
-import type { RoomFrame } from './frame.js'
-import type { LeaveReason, Member, Recheck, RefusedFor, RoomRefusal } from './member.js'
 import type { RoomAction } from '../../types/rooms.js'
-import type { RoomDecision } from './patterns.js'
+import type { Cluster } from '../cluster/cluster.js'
+import { whenReady, type Maybe } from '../maybe.js'
+import type { Unmet } from '../policy/requirements.js'
+import type { LeaveReason, Member, Memberships, Recheck, RefusedFor, RoomRefusal } from './member.js'
 import { isRoomName, type RoomSettings } from './settings.js'
+import { resume, suspend } from './suspended.js'
+import { Turn } from './turn.js'
+import type { Verdicts } from './verdicts.js'
 
 const NOT_JOINED = Object.freeze({ code: 'not_joined' })
 const ENDED = Object.freeze({ code: 'ended' })
 
 export interface RoomParts<M extends Member> {
   readonly settings: RoomSettings
-  /** null: who may be in a room is the application's to say, where it joins somebody. */
-  readonly decide: RoomDecision | null
-  /** How long a verdict is waited for, in milliseconds. */
-  readonly timeout: number
+  readonly verdicts: Verdicts<M>
   /** How a room hears of the other nodes. */
   readonly channels: Pick<Cluster, 'subscribe' | 'unsubscribe'>
-  readonly onFault: (member: M, error: unknown) => void
   readonly onJoined: (member: M, room: string) => void
   readonly onLeft: (member: M, room: string, reason: LeaveReason) => void
   readonly onRefused: (member: M, room: string, action: RoomAction, code: RefusedFor) => void
@@ -39,12 +35,14 @@ interface Room<M> {
 
 export class Rooms<M extends Member> {
   readonly #parts: RoomParts<M>
+  readonly #verdicts: Verdicts<M>
   readonly #rooms = new Map<string, Room<M>>()
   /** Memberships. */
   size = 0
 
   constructor (parts: RoomParts<M>) {
     this.#parts = parts
+    this.#verdicts = parts.verdicts
   }
 
   /** How many rooms there are. */
@@ -97,7 +95,7 @@ export class Rooms<M extends Member> {
   publishAs (member: M, room: string, publish: () => void): Maybe<RoomRefusal | null> {
     const isIn = (): boolean => member.memberships?.has(room) === true
     if (!isIn()) return this.#refuse(member, room, 'publish', NOT_JOINED)
-    return this.#decide(member, room, 'publish', (unmet): RoomRefusal | null => {
+    return this.#verdicts.reach(member, room, 'publish', (unmet): RoomRefusal | null => {
       if (unmet !== null) return this.#refuse(member, room, 'publish', unmet)
       if (!member.canAct()) return ENDED
       // It may have been put out meanwhile.
@@ -117,35 +115,35 @@ export class Rooms<M extends Member> {
    * room is passed on until it is known. Never rejects.
    */
   recheck (member: M): Maybe<void> {
-    const { decide } = this.#parts
-    if (decide === null || member.memberships === null) return
+    const { memberships } = member
+    if (!this.#verdicts.isAsked || memberships === null) return
     if (member.recheck !== null) {
       // One at a time: who changes his context a hundred times has his rooms asked about twice.
       member.recheck.isDue = true
-      for (const room of member.memberships.keys()) suspend(member, room)
+      for (const room of memberships.keys()) suspend(member, room)
       return member.recheck.done
     }
-    const round = this.#round(member, decide)
+    const round = this.#round(member, memberships)
     if (!(round instanceof Promise)) return
-    const recheck: Recheck = { isDue: false, done: round.then(() => this.#goOn(member, recheck, decide)) }
+    const recheck: Recheck = { isDue: false, done: round.then(() => this.#goOn(member, recheck, memberships)) }
     member.recheck = recheck
     return recheck.done
   }
 
-  async #goOn (member: M, recheck: Recheck, decide: RoomDecision): Promise<void> {
+  async #goOn (member: M, recheck: Recheck, memberships: Memberships): Promise<void> {
     while (recheck.isDue) {
       recheck.isDue = false
-      await this.#round(member, decide)
+      await this.#round(member, memberships)
     }
     member.recheck = null
   }
 
-  #round (member: M, decide: RoomDecision): Maybe<void> {
-    const { memberships, context: { version } } = member
+  #round (member: M, memberships: Memberships): Maybe<void> {
+    const { version } = member.context
     const waits: Array<Promise<void>> = []
     const lost: string[] = []
-    for (const room of [...memberships?.keys() ?? []]) {
-      const verdict = this.#ask(member, room, 'join', decide)
+    for (const room of [...memberships.keys()]) {
+      const verdict = this.#verdicts.ask(member, room, 'join')
       if (verdict instanceof Promise) {
         suspend(member, room)
         // A later context has its own answer.
@@ -176,17 +174,18 @@ export class Rooms<M extends Member> {
 
   /** A verdict, then the ear for other nodes, then in: what was reached under a context that is no longer the member's is reached again. */
   #admit (member: M, room: string, turn: Turn): Maybe<RoomRefusal | null> {
-    return this.#decide(member, room, 'join', (unmet): Maybe<RoomRefusal | null> => {
+    return this.#verdicts.reach(member, room, 'join', (unmet): Maybe<RoomRefusal | null> => {
       if (!turn.isOpen(member, room)) return ENDED
       if (unmet !== null) {
         turn.end(member, room)
         return this.#refuse(member, room, 'join', unmet)
       }
       const { version } = member.context
-      return whenReady(this.#claim(room), (): Maybe<RoomRefusal | null> => {
+      const known = this.#claim(room)
+      return whenReady(known.heard, (): Maybe<RoomRefusal | null> => {
         if (turn.isOpen(member, room) && member.context.version === version) {
           turn.end(member, room)
-          return this.#enter(member, room)
+          return this.#enter(member, known)
         }
         this.#release(room)
         return turn.isOpen(member, room) ? this.#admit(member, room, turn) : ENDED
@@ -194,35 +193,15 @@ export class Rooms<M extends Member> {
     })
   }
 
-  #enter (member: M, room: string): null {
-    const known = this.#rooms.get(room)
+  #enter (member: M, { name, members }: Room<M>): null {
     member.memberships ??= new Map()
-    member.memberships.set(known?.name ?? room, null)
-    known?.members.add(member)
+    member.memberships.set(name, null)
+    members.add(member)
     this.size++
-    member.say({ type: 'joined', room })
-    this.#parts.onJoined(member, room)
-    member.announce('joined', room)
+    member.say({ type: 'joined', room: name })
+    this.#parts.onJoined(member, name)
+    member.announce('joined', name)
     return null
-  }
-
-  /** What follows happens in the very step in which the verdict is known to be one on the present context. */
-  #decide<T> (member: M, room: string, action: RoomAction, then: (unmet: Unmet | null) => Maybe<T>): Maybe<T> {
-    const { decide } = this.#parts
-    if (decide === null) return then(null)
-    const { version } = member.context
-    const verdict = this.#ask(member, room, action, decide)
-    if (!(verdict instanceof Promise)) return then(verdict)
-    return verdict.then(unmet => member.context.version === version ? then(unmet) : this.#decide(member, room, action, then))
-  }
-
-  #ask (member: M, room: string, action: RoomAction, decide: RoomDecision): Maybe<Unmet | null> {
-    const { timeout, onFault } = this.#parts
-    const verdict = attempt(() => decide(member.context, room, action, member.request), error => {
-      onFault(member, error)
-      return FORBIDDEN
-    })
-    return verdict instanceof Promise ? settledWithin<Unmet | null>(verdict, timeout, FORBIDDEN) : verdict
   }
 
   #refuse (member: M, room: string, action: RoomAction, refusal: RoomRefusal): RoomRefusal {
@@ -231,15 +210,15 @@ export class Rooms<M extends Member> {
     return refusal
   }
 
-  #claim (room: string): Maybe<void> {
+  #claim (room: string): Room<M> {
     const known = this.#rooms.get(room)
     if (known !== undefined) {
       known.claims++
-      return known.heard
+      return known
     }
     const made: Room<M> = { name: room, members: new Set(), claims: 1, heard: this.#parts.channels.subscribe(room) }
     this.#rooms.set(room, made)
-    return made.heard
+    return made
   }
 
   #release (room: string): void {
@@ -263,33 +242,5 @@ export class Rooms<M extends Member> {
     if (reason !== 'closed') member.say(reason === 'left' ? { type: 'left', room } : { type: 'left', room, reason })
     this.#parts.onLeft(member, room, reason)
     member.announce('left', room, reason)
-  }
-}
-
-/** What is published in the room waits for the member. */
-function suspend (member: Member, room: string): void {
-  if (member.memberships?.get(room) === null) member.memberships.set(room, [])
-}
-
-/** @returns what has waited */
-function resume (member: Member, room: string): readonly RoomFrame[] {
-  const frames = member.memberships?.get(room) ?? []
-  if (member.memberships?.has(room) === true) member.memberships.set(room, null)
-  for (const { length } of frames) member.suspendedBytes -= length
-  return frames
-}
-
-/** One attempt to join. */
-class Turn {
-  /** null: nothing had to be waited for. */
-  promise: Promise<RoomRefusal | null> | null = null
-
-  /** It was not told to leave before it was in, and is still there. */
-  isOpen (member: Member, room: string): boolean {
-    return member.canJoin() && (this.promise === null || member.joining?.get(room) === this.promise)
-  }
-
-  end (member: Member, room: string): void {
-    if (this.promise !== null) member.joining?.delete(room)
   }
 }

@@ -8,7 +8,7 @@ import { requirementRule } from '../route-options.js'
 import type { RoomPattern } from './patterns.js'
 
 /** No wildcards, quotes, spaces or control characters: nothing that another system could read as more than a name. */
-const NAME = /^[\p{L}\p{N}\p{M}_.:/@=,;~+!&-]+$/u
+const NAME = /^[\p{L}\p{N}\p{M}_.:/@=,;~+!&%-]+$/u
 const PATTERN = /^(?:[^:/]+|:[A-Za-z_]\w*)(?:\/(?:[^:/]+|:[A-Za-z_]\w*))*$/u
 
 const whole = (min: number, max: number, unit: string) => v.pipe(within(min, max, unit), v.integer('must be a whole number'))
@@ -26,11 +26,27 @@ export const roomOptions = v.strictObject({
 export type RoomSettings = Pick<v.InferOutput<typeof roomOptions>, 'maxPerConnection' | 'maxNameLength' | 'maxPayload' | 'maxBuffered'>
 
 /** null: none were given. @throws FST_HYBRID_AUTH_INVALID_OPTION naming the pattern */
-export function parsePatterns (given: object | undefined): RoomPattern[] | null {
+export function parsePatterns (given: object | undefined, { maxNameLength }: RoomSettings): RoomPattern[] | null {
   if (given === undefined) return null
+  const forms = new Set<string>()
   if (Object.keys(given).length === 0) throw invalidOption('rooms.patterns', 'must not be empty')
-  if (Array.isArray(given)) return given.map((pattern: unknown, i) => patternOf(`rooms.patterns.${i}`, pattern, true))
-  return Object.entries(given).map(([pattern, access]) => patternOf(`rooms.patterns.${pattern}`, pattern, access))
+  const all: Array<[name: string, pattern: unknown, access: unknown]> = Array.isArray(given)
+    ? given.map((pattern: unknown, i) => [String(i), pattern, true])
+    : Object.entries(given).map(([pattern, access]: [string, unknown]) => [pattern, pattern, access])
+  return all.map(([name, pattern, access]) => {
+    const path = `rooms.patterns.${name}`
+    const read = patternOf(path, pattern, access)
+    const form = formOf(read.pattern)
+    if (form.length > maxNameLength) throw invalidOption(path, 'is longer than any name: see rooms.maxNameLength')
+    if (forms.has(form)) throw invalidOption(path, 'has the form of an earlier one, which decides about all names of it')
+    forms.add(form)
+    return read
+  })
+}
+
+/** What tells its names from those of other patterns. */
+function formOf (pattern: string): string {
+  return pattern.replaceAll(/:[^/]+/g, ':')
 }
 
 /** A Map or a Set would be one without patterns. */
@@ -40,7 +56,7 @@ function isPlainObject (given: unknown): boolean {
 
 function patternOf (path: string, pattern: unknown, access: unknown): RoomPattern {
   if (typeof pattern !== 'string' || !PATTERN.test(pattern) || !NAME.test(pattern)) {
-    throw invalidOption(path, 'must be names parted by slashes, of which one that begins with a colon is a field of the context')
+    throw invalidOption(path, 'must be names parted by slashes, of which one that begins with a colon is a member of the context')
   }
   if (!isByAction(access)) {
     const rule = ruleOf(path, access)
@@ -59,7 +75,9 @@ function isByAction (access: unknown): boolean {
 /** null: nobody. */
 function ruleOf (path: string, access: unknown): RequirementRule | null {
   if (typeof access === 'boolean') return access ? {} : null
-  return parse(requirementRule, typeof access === 'function' ? { check: access } : access, path)
+  const rule = parse(requirementRule, typeof access === 'function' ? { check: access } : access, path)
+  if (Object.keys(rule).length === 0) throw invalidOption(path, 'says nothing: write true for whoever fits, false for nobody')
+  return rule
 }
 
 export function isRoomName (room: unknown, { maxNameLength }: RoomSettings): room is string {
