@@ -4,7 +4,7 @@ import websocket from '@fastify/websocket'
 import Fastify from 'fastify'
 import t from 'tap'
 import { WebSocket } from 'ws'
-import hybridAuth from '../lib/index.js'
+import hybridAuth, { type AuthContext } from '../lib/index.js'
 import { parseOptions } from '../lib/options.js'
 import { parseClientFrame, parseRoomFrame } from '../lib/protocol.js'
 import { parseRouteAuth, parseRule } from '../lib/route-options.js'
@@ -112,15 +112,28 @@ t.test('a message goes behind one of the application that is still being compres
   t.same(peer.texts, ['first', '{"type":"message","room":"r","payload":"second"}'])
 })
 
-t.test('a message whose verdict comes when the server has taken its sender out is not published', async t => {
-  const verdict = deferred<boolean>()
-  const { app, open } = await live(t, { auth: { rooms: { authorize: (_auth, _room, action) => action === 'join' || verdict.promise } }, route: { rooms: true } })
+t.test('a message whose verdict comes when its sender was taken out, or has ended, is not published', async t => {
+  const asked: Array<Deferred<boolean>> = []
+  const authorize = (_auth: AuthContext, _room: string, action: string) => {
+    if (action === 'join') return true
+    const answer = deferred<boolean>()
+    asked.push(answer)
+    return answer.promise
+  }
+  const { open } = await live(t, { auth: { rooms: { authorize } }, route: { rooms: true } })
   const [alice, bob] = [await open({ speaks: true }), await open({ speaks: true, token: goodToken({ sub: 'bob' }) })]
   for (const { there } of [alice, bob]) await there.connection.join('r')
   alice.peer.say({ type: 'message', room: 'r', payload: 1, id: 'a' })
-  await eventually('it is judged', () => app.hybridAuth.connections({ userId: 'alice' })[0]?.leave('r') === true)
-  verdict.resolve(true)
+  await eventually('it is judged', () => asked.length === 1)
+  t.equal(alice.there.connection.leave('r'), true)
+  asked[0]?.resolve(true)
   t.match(await alice.peer.takeFrame('error'), { code: 'not_joined', room: 'r', id: 'a' })
+  await alice.there.connection.join('r')
+  alice.peer.say({ type: 'message', room: 'r', payload: 2 })
+  await eventually('it is judged', () => asked.length === 2)
+  alice.there.connection.close('Forbidden')
+  asked[1]?.resolve(true)
+  t.equal((await alice.peer.end).code, 4007)
   t.ok(await bob.peer.echoed('after'))
   t.same(payloadsOf(bob.peer), [])
 })
