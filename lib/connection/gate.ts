@@ -2,7 +2,7 @@
  * What stands between a socket and the application's listeners: one FIFO per connection. A verdict that is there at once
  * costs no promise and no object; one that is not holds back the frames behind it.
  */
-import { settledWithin } from '../deadline.js'
+import { settleWithin } from '../deadline.js'
 import { adopt, attempt, throwLater, unawaited, whenReady, type Maybe } from '../maybe.js'
 import { StepUp } from '../policy/step-up.js'
 import { now } from './clock.js'
@@ -203,9 +203,7 @@ function judgeLater (connection: GuardedConnection, pending: Promise<unknown>, d
   const { version } = connection.context
   const { handshakeTimeout } = connection.route.hub.settings
   connection.isJudging = true
-  // What is done about a room is done when it is known: it has its own bounds, and is not to be given up in the middle.
-  const inTime = isForRooms(connection, data, isBinary) ? pending : settledWithin<unknown>(pending, handshakeTimeout, false)
-  unawaited(inTime.then(verdict => {
+  const conclude = (verdict: unknown): void => {
     connection.isJudging = false
     if (connection.isOpen && !isOver(connection)) {
       // Reached for a context that is no longer the connection's: reached again.
@@ -215,7 +213,10 @@ function judgeLater (connection: GuardedConnection, pending: Promise<unknown>, d
       })
     }
     flush(connection)
-  }))
+  }
+  // What is done about a room is done when it is known: it has its own bounds, and is not to be given up in the middle.
+  if (isForRooms(connection, data, isBinary)) unawaited(pending.then(conclude))
+  else settleWithin(pending, handshakeTimeout, false, conclude)
 }
 
 function settle (connection: GuardedConnection, verdict: unknown, data: RawFrame, isBinary: boolean): void {
