@@ -6,6 +6,7 @@ const [ONE, TWO] = ['one secret of nodes, of 32 or more characters', 'another se
 const command: Command = { type: 'disconnect', id: 'c1', from: 'n1', at: 1, filter: { userId: 'alice', issuer: null }, code: 'Inactive', reason: 'bye' }
 const answer = { from: 'n1', to: 'c1', matched: 2, closed: 1 }
 const ticket = { key: 'k', value: 'v', until: 5 }
+const message = { from: 'n1', room: 'r', number: 1, at: 1, payload: '{"a":1}' }
 
 t.test('what a node seals, another with the same secret opens', async t => {
   for (const secrets of [[], [ONE], [Buffer.from(ONE)]]) {
@@ -13,6 +14,7 @@ t.test('what a node seals, another with the same secret opens', async t => {
     t.same(there.openCommand(here.seal('control', command)), command)
     t.same(there.openAnswer(here.seal('answer', answer)), answer)
     t.same(there.openTicket(here.seal('ticket', ticket)), ticket)
+    t.same(there.openRoom(here.seal('room', message)), message)
   }
 })
 
@@ -48,5 +50,8 @@ t.test('case 69: what is garbled, misshapen or too long is not read by any', asy
   t.equal(codec.openCommand(':{"__proto__":{"type":"evict"},"id":"c","from":"n","at":1,"leases":[]}'), null)
   t.equal(codec.openAnswer(':{"from":"n1"}'), null)
   t.equal(codec.openTicket(':{"key":"k"}'), null)
+  for (const wrong of [{ ...message, payload: {} }, { ...message, more: 1 }, { ...message, number: '1' }]) t.equal(codec.openRoom(`:${JSON.stringify(wrong)}`), null)
+  t.same(codec.openRoom(`:${' '.repeat(65_536)}${JSON.stringify(message)}`), message, 'a message of a room may be longer')
+  t.equal(codec.openRoom(`:${' '.repeat(2 * 1024 * 1024)}${JSON.stringify(message)}`), null)
   t.throws(() => codec.seal('control', { text: 'x'.repeat(65_536) }), { code: 'FST_HYBRID_AUTH_INVALID_OPTION' })
 })

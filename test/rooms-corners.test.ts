@@ -2,12 +2,15 @@
 import { once } from 'node:events'
 import websocket from '@fastify/websocket'
 import Fastify from 'fastify'
+import { Registry } from 'prom-client'
 import t from 'tap'
 import { WebSocket } from 'ws'
 import hybridAuth, { type AuthContext } from '../lib/index.js'
 import { parseOptions } from '../lib/options.js'
 import { parseClientFrame, parseRoomFrame } from '../lib/protocol.js'
 import { parseRouteAuth, parseRule } from '../lib/route-options.js'
+import type { ClusterDriver } from '../lib/cluster/cluster.js'
+import { memoryCluster } from '../lib/cluster/memory.js'
 import { watch } from './canary.js'
 import { goodClaims, goodToken, JWT, portOf, SESSION_SECRET, signHs256 } from './helpers.js'
 import { eventually, live, lookNow, setClock, type Peer } from './live.js'
@@ -110,6 +113,21 @@ t.test('a message goes behind one of the application that is still being compres
   await app.hybridAuth.rooms.publish('r', 'second')
   await peer.until(() => peer.texts.length === 2)
   t.same(peer.texts, ['first', '{"type":"message","room":"r","payload":"second"}'])
+})
+
+t.test('publish() says where the other nodes cannot be told, and it is counted', async t => {
+  const driver = memoryCluster()
+  let canTell = true
+  const cluster: ClusterDriver = { join: member => Object.assign(driver.join(member), { broadcast: () => canTell }) }
+  const { app, open } = await live(t, { auth: { cluster } })
+  const registry = new Registry()
+  app.hybridAuth.metrics(registry)
+  const { there } = await open()
+  await there.connection.join('r')
+  t.same(await app.hybridAuth.rooms.publish('r', 1), { delivered: 1, published: true })
+  canTell = false
+  t.same(await app.hybridAuth.rooms.publish('r', 2), { delivered: 1, published: false })
+  t.match(await registry.metrics(), /room_messages_total\{step="lost"\} 1/)
 })
 
 t.test('a message whose verdict comes when its sender was taken out, or has ended, is not published', async t => {
