@@ -23,9 +23,10 @@ const encode = value => Buffer.from(JSON.stringify(value)).toString('base64url')
 /**
  * A function that makes a new token of an hour per call; they differ by `jti` (required by RFC 9068) and not in length.
  * It takes claims that replace its own.
+ * @param kid the name of the key, where it has one
  */
-export function createIssuer (algorithm, privateKey) {
-  const header = encode({ alg: algorithm, typ: 'JWT' })
+export function createIssuer (algorithm, privateKey, kid) {
+  const header = encode({ alg: algorithm, typ: 'JWT', kid })
   const signInput = createSign(algorithm, privateKey)
   return function issue (claims = {}) {
     const now = Math.floor(Date.now() / 1000)

@@ -8,6 +8,7 @@ import hybridAuth, {
   type Identity, type PublishResult, type RevokeTarget, type RoomOptions, type RouteAuth, type Verification
 } from '../lib/index.js'
 import { redisCluster } from '../lib/cluster/redis.js'
+import { discover, jwks } from '../lib/verify/providers.js'
 import { CLOSE, type CloseAction } from '../lib/protocol.js'
 
 declare module '../lib/index.js' {
@@ -131,6 +132,14 @@ describe('limits', () => {
     expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user }, failures: false as const })
     expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { ...jwt, user }, failures: true as const })
     expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { ...jwt, user }, report: ['permissions' as const] })
+  })
+})
+
+describe('identity providers', () => {
+  test('their keys are keys', () => {
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user, algorithms: ['RS256' as const], key: discover(['https://a.example', 'https://b.example']) } })
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user, algorithms: ['ES256' as const], key: jwks({ 'https://a.example': 'https://a.example/keys' }, { maxAge: 1000 }) } })
+    expect(discover).type.not.toBeCallableWith({ 'https://a.example': 'https://a.example' })
   })
 })
 

@@ -1,6 +1,7 @@
 import type { KeyObject } from 'node:crypto'
 import type { ClusterDriver } from '../lib/cluster/cluster.js'
 import type { CloseName } from '../lib/protocol.js'
+import type { KeySource } from '../lib/verify/key-source.js'
 import type { AuditEvent } from './audit.js'
 import type { Claims, Identity } from './context.js'
 import type { RoomOptions } from './rooms.js'
@@ -32,9 +33,10 @@ export type KeyFunction = (header: JoseHeader) =>
 export interface JwtOptions {
   /**
    * What verifies the signature. An object maps each `kid` to its key. A function is asked once per token and bounded
-   * by `handshakeTimeout`; a verdict reached with its key is kept for at most 30 s.
+   * by `handshakeTimeout`; a verdict reached with its key is kept for at most 30 s. `jwks()` and `discover()` of
+   * `fastify-hybrid-auth/providers` are the keys that an issuer publishes.
    */
-  key: KeyMaterial | PinnedKey | Readonly<Record<string, KeyMaterial | PinnedKey>> | KeyFunction
+  key: KeyMaterial | PinnedKey | Readonly<Record<string, KeyMaterial | PinnedKey>> | KeyFunction | KeySource
   /** The accepted `alg` values, of one family: HS, RS and PS, ES, or EdDSA. */
   algorithms: readonly Algorithm[]
   /** The exact `iss`, or a list of them. Required in the token once set. @default not checked */

@@ -3,9 +3,12 @@
  * Reads the build of lib/: run `npm run build` before it.
  */
 import { createHmac, createPublicKey, timingSafeEqual, verify } from 'node:crypto'
+import { once } from 'node:events'
+import { createServer } from 'node:http'
 import { createVerifier } from 'fast-jwt'
 import Fastify from 'fastify'
 import hybridAuth from 'fastify-hybrid-auth'
+import { jwks } from 'fastify-hybrid-auth/providers'
 import { parseOptions } from '../../dist/esm/lib/options.js'
 import { createJwtVerifier } from '../../dist/esm/lib/verify/jwt.js'
 import { head, line, median, quartiles } from '../statistics.js'
@@ -18,12 +21,16 @@ const OVERHEAD = 6
 const TOLERANCE = 1.1
 const TOKENS = { HS256: 1000, RS256: 200, ES256: 200, EdDSA: 200 }
 const HITS = 5000
+const PUBLISHED_GOAL = 0.97
 
 const keys = generateKeys()
 
 console.log(`Node.js ${process.version}, ${ROUNDS} rounds\n`)
 console.log(head(['never seen', 'ours µs', 'fast-jwt µs', 'node:crypto µs', 'fast-jwt / ours', 'quartiles', `ours / (node:crypto + ${OVERHEAD} µs)`, 'quartiles', 'goal', 'result']))
 for (const algorithm of ALGORITHMS) console.log(describeNeverSeen(algorithm, await measureNeverSeen(algorithm)))
+
+console.log('\n' + head(['never seen, RS256', 'µs', 'to a key that is given', 'quartiles', 'goal', 'result']))
+for (const cells of await measurePublished()) console.log(line(cells))
 
 console.log('\n' + head(['seen before, HS256', 'µs', 'quartiles', 'of fast-jwt with its cache', 'quartiles']))
 for (const cells of await measureSeen()) console.log(line(cells))
@@ -41,8 +48,31 @@ async function measureNeverSeen (algorithm) {
   })
 }
 
-function createOurs (algorithm) {
-  return createJwtVerifier(parseOptions({ jwt: { key: verifyingKey(algorithm, keys[algorithm]), algorithms: [algorithm] } }).jwt, () => {})
+function createOurs (algorithm, key = verifyingKey(algorithm, keys[algorithm])) {
+  return createJwtVerifier(parseOptions({ jwt: { key, algorithms: [algorithm] } }).jwt, { cacheHits: 0, cacheMisses: 0 }, () => {}).verify
+}
+
+/** The same key under a name, given here or published by an issuer, and a token that was never seen. */
+async function measurePublished () {
+  const algorithm = 'RS256'
+  const { publicKey, privateKey } = keys[algorithm]
+  const document = JSON.stringify({ keys: [{ ...createPublicKey(publicKey).export({ format: 'jwk' }), kid: 'a', use: 'sig', alg: algorithm }] })
+  const server = createServer((request, response) => { response.end(document) }).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const issue = createIssuer(algorithm, privateKey, 'a')
+  const published = createOurs(algorithm, jwks(`http://127.0.0.1:${server.address().port}/`))
+  const given = createOurs(algorithm, { a: publicKey })
+  const twin = createOurs(algorithm, { a: publicKey })
+  // The first one fetches.
+  if (typeof await published(issue()) === 'string') throw new Error('a good token was refused')
+  server.close()
+  const all = verifyOne => tokens => { for (const token of tokens) if (typeof verifyOne(token) === 'string') throw new Error('a good token was refused') }
+  const times = inTurns(() => Array.from({ length: TOKENS[algorithm] }, issue), { given: all(given), published: all(published), twin: all(twin) })
+  return ['twin', 'published'].map(name => {
+    const ratios = times.given.map((value, i) => value / times[name][i])
+    const isMet = name === 'twin' || median(ratios) >= PUBLISHED_GOAL
+    return [name === 'twin' ? 'A/A: a key that is given, twice' : 'a key of a JWK Set', median(times[name]).toFixed(1), median(ratios).toFixed(3), quartiles(ratios), name === 'twin' ? '' : `≥ ${PUBLISHED_GOAL}`, name === 'twin' ? '' : isMet ? 'met' : 'missed']
+  })
 }
 
 /** Nothing but the signature. */
@@ -93,6 +123,8 @@ async function createGuard () {
     ws = true
     constructor (token) {
       this.headers = { host: '127.0.0.1', authorization: token }
+      this.log = app.log
+      this.routeOptions = { url: '/' }
       this.raw = { destroyed: false, rawHeaders: ['Host', '127.0.0.1', 'Connection', 'Upgrade', 'Upgrade', 'websocket', 'Authorization', token] }
     }
   }

@@ -39,6 +39,12 @@ export function claimedBy (token: string): { readonly userId: string, readonly i
   return typeof sub === 'string' ? { userId: sub, issuer: typeof iss === 'string' ? iss : null } : null
 }
 
+/** Whom the payload of a token says it was issued by. Nothing of it is verified. null: it does not say. */
+export function issuerIn (payloadSegment: string): string | null {
+  const iss = readClaims(payloadSegment)?.iss
+  return typeof iss === 'string' ? iss : null
+}
+
 function readClaims (segment: string): { jti?: unknown, iss?: unknown, exp?: unknown, sub?: unknown } | null {
   const bytes = Buffer.from(segment, 'base64url')
   try {

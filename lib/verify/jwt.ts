@@ -5,7 +5,7 @@ import { FORGED, isRefusal, type Forged, type Refusal } from '../errors.js'
 import { adopt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedJwtOptions } from '../options.js'
 import { GenerationCache } from '../cache.js'
-import { tokenHash } from './identify.js'
+import { issuerIn, tokenHash } from './identify.js'
 import { createClaimsCheck, within, type Validity } from './claims.js'
 import { checkIdentity, identityFromClaims, type CheckedIdentity } from './identity.js'
 import { createKeyring } from './keyring.js'
@@ -82,7 +82,7 @@ export function createJwtVerifier (options: ParsedJwtOptions, counts: CacheCount
   function verifyAnew (token: string): Maybe<VerifiedToken | Refusal | Forged> {
     const wellFormed = checkForm(token)
     if (wellFormed === null) return FORGED
-    return whenReady(keyring.find(wellFormed.header), (verifier): Maybe<VerifiedToken | Refusal | Forged> => {
+    return whenReady(keyring.find(wellFormed.header, () => issuerIn(wellFormed.payloadSegment)), (verifier): Maybe<VerifiedToken | Refusal | Forged> => {
       if (verifier?.signatureLength !== wellFormed.signatureLength) return FORGED
       const success = verifySigned(token, wellFormed, verifier)
       if (typeof success === 'string') return success

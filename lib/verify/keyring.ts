@@ -3,11 +3,12 @@ import type { Algorithm, JoseHeader, JwtOptions, KeyFunction, KeyMaterial, Pinne
 import { KeyObject } from 'node:crypto'
 import { invalidOption } from '../errors.js'
 import { adopt, whenReady, type Maybe } from '../maybe.js'
+import { isKeySource, openKeys, type KeySource } from './key-source.js'
 import { importKey, isPinned, KeyRefused, type SignatureVerifier, type VerifierKey } from './keys.js'
 
 export interface Keyring {
   /** null: no key for this header. @throws what a key function throws, and KeyRefused for what it returns */
-  find (header: JoseHeader): Maybe<SignatureVerifier | null>
+  find (header: JoseHeader, issuer: () => string | null): Maybe<SignatureVerifier | null>
   /** How long a verdict may be kept, in milliseconds: a key function can stop returning a key. */
   readonly keepFor: number
 }
@@ -18,12 +19,19 @@ const MAX_IMPORTED_KEYS = 256
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION */
 export function createKeyring (key: JwtOptions['key'], algorithms: readonly Algorithm[]): Keyring {
   if (typeof key === 'function') return fromFunction(key, algorithms)
+  if (isKeySource(key)) return fromSource(key, algorithms)
   if (isKeyMap(key)) return fromMap(key, algorithms)
   const only = importOption(key, algorithms, true, 'jwt.key')
   return { find: header => only.get(header.alg) ?? null, keepFor: Infinity }
 }
 
-function isKeyMap (key: Exclude<JwtOptions['key'], KeyFunction>): key is Readonly<Record<string, KeyMaterial | PinnedKey>> {
+function fromSource (source: KeySource, algorithms: readonly Algorithm[]): Keyring {
+  // A shared secret is published nowhere.
+  if (algorithms.some(algorithm => algorithm.startsWith('HS'))) throw invalidOption('jwt.algorithms', 'HMAC does not go with keys that an issuer publishes')
+  return { ...openKeys(source, algorithms), keepFor: KEY_FUNCTION_KEEP }
+}
+
+function isKeyMap (key: Exclude<JwtOptions['key'], KeyFunction | KeySource>): key is Readonly<Record<string, KeyMaterial | PinnedKey>> {
   return typeof key === 'object' && !Array.isArray(key) && !Buffer.isBuffer(key) && !(key instanceof KeyObject) && !isPinned(key)
 }
 
