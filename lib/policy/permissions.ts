@@ -110,7 +110,14 @@ export class PermissionSource {
   }
 }
 
+/** An identity is asked about more than once: by its handshake, and again when its connection is there. */
+const keys = new WeakMap<Identity, { readonly issuer: string | null, readonly key: string }>()
+
 /** Of everything that the source may look at: two tokens of one user need not have the same rights. As short as it may be large. */
 function keyOf (issuer: string | null, identity: Identity): string {
-  return createHash('sha256').update(JSON.stringify([issuer, identity])).digest('base64url')
+  const known = keys.get(identity)
+  if (known?.issuer === issuer) return known.key
+  const key = createHash('sha256').update(JSON.stringify([issuer, identity])).digest('base64url')
+  keys.set(identity, { issuer, key })
+  return key
 }
