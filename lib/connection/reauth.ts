@@ -137,7 +137,7 @@ export interface Replacement {
 
 /**
  * Swaps the context, the indexes and everything that follows from its times, in one step: what was lost is lost at once.
- * Then the route's rule is asked, and the connection ends if it no longer holds, and so are its rooms.
+ * Then the route's rule and the rooms are asked: the connection ends if the rule no longer holds, and is out of the rooms that it lost.
  * @returns when all of them have answered. Never rejects.
  */
 export function replaceContext (connection: GuardedConnection, next: AuthContext, version: number, told: Replacement = {}): Maybe<void> {

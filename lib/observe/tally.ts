@@ -72,14 +72,14 @@ export class Tally {
   auditDropped = 0
   auditFailed = 0
 
-  /** One that this node published; a memory of how many members had it, and whether the other nodes were told. */
+  /** A message that this node published: how many members it was sent to, and whether the other nodes were told. */
   roomMessage (delivered: number, isPublished: boolean): void {
     this.published++
     this.delivered += delivered
     if (!isPublished) this.unpublished++
   }
 
-  /** One of another node. */
+  /** A message of another node. */
   roomHeard (delivered: number): void {
     this.heard++
     this.delivered += delivered
