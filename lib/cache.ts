@@ -5,13 +5,16 @@
 export class GenerationCache<V> {
   readonly #maxEntries: number
   readonly #maxBytes: number
+  readonly #sizeOf: (key: string, value: V) => number
   #young = new Map<string, V>()
   #old = new Map<string, V>()
   #youngBytes = 0
 
-  constructor (maxEntries: number, maxBytes = Infinity) {
+  /** @param sizeOf in bytes; by default two for each character of the key, and as many for the value: claims are the key's own payload */
+  constructor (maxEntries: number, maxBytes = Infinity, sizeOf: (key: string, value: V) => number = key => key.length * 4) {
     this.#maxEntries = Math.floor(maxEntries / 2)
     this.#maxBytes = maxBytes / 2
+    this.#sizeOf = sizeOf
   }
 
   get (key: string): V | undefined {
@@ -25,9 +28,8 @@ export class GenerationCache<V> {
     return aged
   }
 
-  /** Keys are counted as two bytes a character, values as no more than their key: claims are the key's own payload. */
   set (key: string, value: V): void {
-    const bytes = key.length * 4
+    const bytes = this.#sizeOf(key, value)
     if (bytes > this.#maxBytes) return
     if (!this.#young.has(key) && (this.#young.size >= this.#maxEntries || this.#youngBytes + bytes > this.#maxBytes)) {
       this.#old = this.#young

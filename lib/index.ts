@@ -1,9 +1,11 @@
 /** fastify-hybrid-auth: validate, build the parts, decorate, hook. */
 import { randomBytes } from 'node:crypto'
 import fp from 'fastify-plugin'
-import type { FastifyPluginAsync } from 'fastify'
+import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
+import type { BackchannelLogoutOptions } from '../types/logout.js'
 import type { HybridAuthOptions } from '../types/options.js'
 import { ClusterNode } from './cluster/node.js'
+import { logOutAtProvider } from './cluster/provider-logout.js'
 import { createClusterApi } from './cluster/orders.js'
 import { MAX_COUNTED, memoryCluster } from './cluster/memory.js'
 import { Revocations } from './cluster/revocations.js'
@@ -22,8 +24,9 @@ import { checkLogger, redactNotFound } from './observe/redaction.js'
 import { parseOptions } from './options.js'
 import { parseRule } from './route-options.js'
 import { BucketTable } from './policy/bucket.js'
-import { PermissionSource } from './policy/permissions.js'
+import { createSources } from './policy/sources.js'
 import { CONTEXT, contextOf } from './request.js'
+import { setLogoutParts } from './verify/logout-parts.js'
 import { watchLogouts } from './verify/logout.js'
 import { createChain, type FaultReporter } from './verify/chain.js'
 
@@ -37,15 +40,15 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
     onLost (cause) { logFault(app.log, 'cluster', cause, 'the other nodes cannot be reached') },
     onIgnored () { app.log.warn('ignored a message that no node of this cluster can have sent: do all have the same secret?') }
   })
-  const permissions = options.permissions === undefined
-    ? null
-    : new PermissionSource(options.permissions, options.handshakeTimeout, error => { logFault(app.log, 'permissions', error) })
+  const sources = createSources({
+    ...options, timeout: options.handshakeTimeout, shared: node.cluster.memory, onFault (where, error) { logFault(app.log, where, error) }
+  })
   const chain = await createChain(options, {
-    report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster, failures: node.failures, tally: audit.tally, permissions
+    report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster, failures: node.failures, tally: audit.tally, sources
   })
   const rates = { users: new BucketTable(MAX_COUNTED, now), cluster: node.cluster }
   const hub = createHub(options, {
-    verifiers: chain, audit, report, revocations, limits: node.limits, rates, permissions, ...createRooms(options, node.cluster, audit, report)
+    verifiers: chain, audit, report, revocations, limits: node.limits, rates, sources, ...createRooms(options, node.cluster, audit, report)
   })
   node.attach(hub)
   const createGuard = createGuards(options, { chain, hub, audit, report })
@@ -62,12 +65,21 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   }
   app.decorate('hybridAuth', {
     ...createConnectionApi(hub),
-    ...createClusterApi(node, { store: node.cluster, realm: chain.realm, timeout: options.handshakeTimeout }, permissions !== null),
+    ...createClusterApi(node, { store: node.cluster, realms: chain.realms, tokenOf: chain.tokenOf, timeout: options.handshakeTimeout }, sources !== null),
     rooms: createRoomApi(hub, room => node.order({ type: 'presence', room })),
     events: audit.events,
     metrics: registry => { registerMetrics(registry, { tally: audit.tally, tracer: chain.tracer, hub, node }) },
     contextOf,
     require: rule => createGuard(parseRule(rule), false)
+  })
+
+  setLogoutParts(app.hybridAuth, {
+    jwt: options.jwt,
+    readSigned: chain.readSigned,
+    logOut: logout => logOutAtProvider(node, logout),
+    isFirst: async (name, seconds) => await node.cluster.spend([{ key: `logout:${name}`, rate: { capacity: 1, refillPerSecond: 1 / seconds }, cost: 1 }]) === 0,
+    timeout: options.handshakeTimeout,
+    report
   })
 
   guardRoutes(app, options.guard, createGuard)
@@ -93,7 +105,16 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
 const report: FaultReporter = (request, where, error) => { logFault(request.log, where, error) }
 
 /** The plugin. Register it before the routes it guards; the order among other plugins does not matter. */
-export const hybridAuth = fp(plugin, { fastify: '5.x', name: 'fastify-hybrid-auth' })
+export const hybridAuth = Object.assign(fp(plugin, { fastify: '5.x', name: 'fastify-hybrid-auth' }), {
+  /**
+   * A plugin with the route that an OpenID provider tells of logouts. Register it after `hybridAuth`.
+   * @throws FST_HYBRID_AUTH_INVALID_OPTION, FST_HYBRID_AUTH_MISSING_DEPENDENCY
+   */
+  async backchannelLogout (app: FastifyInstance, options: BackchannelLogoutOptions): Promise<void> {
+    const { backchannelLogout } = await import('./verify/backchannel-logout.js')
+    await backchannelLogout(app, options)
+  }
+})
 export default hybridAuth
 
 export { ERRORS, type AuthErrorCode } from './errors.js'

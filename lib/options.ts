@@ -3,9 +3,10 @@ import * as v from 'valibot'
 import type { Algorithm, HybridAuthOptions, JwtOptions, Reportable, SessionOptions } from '../types/options.js'
 import type { ClusterDriver } from './cluster/cluster.js'
 import { parseOriginPattern } from './handshake/origin.js'
-import type { AskPermissions } from './policy/permissions.js'
+import type { AskUser } from './policy/asked.js'
 import { roomOptions } from './rooms/settings.js'
 import { CLOSE, type CloseName } from './protocol.js'
+import { isIntrospection, type IntrospectionSource } from './verify/introspector.js'
 import { DAY, flag, fn, oneOf, oneOrMore, parse, text, within } from './schema.js'
 
 const ALGORITHMS = [
@@ -15,13 +16,15 @@ const ALGORITHMS = [
 /** RS and PS are the two schemes of one kind of key. */
 const family = (algorithm: Algorithm) => algorithm.slice(0, 2).replace('PS', 'RS')
 
+export const algorithms = v.pipe(
+  v.array(oneOf(ALGORITHMS), 'must be a list of algorithms'),
+  v.nonEmpty('must name at least one algorithm'),
+  v.check(given => new Set(given.map(family)).size === 1, 'must be of one family: HS, RS and PS, ES, or EdDSA'))
+
 const jwt = v.strictObject({
   // The kinds of key are told apart where they are imported.
   key: v.custom<JwtOptions['key']>(given => given !== undefined && given !== null, 'is required'),
-  algorithms: v.pipe(
-    v.array(oneOf(ALGORITHMS), 'must be a list of algorithms'),
-    v.nonEmpty('must name at least one algorithm'),
-    v.check(given => new Set(given.map(family)).size === 1, 'must be of one family: HS, RS and PS, ES, or EdDSA')),
+  algorithms,
   issuer: v.optional(oneOrMore),
   audience: v.optional(oneOrMore),
   typ: v.optional(text('a media type')),
@@ -59,6 +62,13 @@ const session = v.pipe(
   v.forward(v.check(given => given.store === undefined || given.secret !== undefined, 'is required with session.store'), ['secret']),
   v.forward(v.check(given => given.store !== undefined || given.secret === undefined, UNUSED), ['secret']),
   v.transform(({ cookieName = 'sessionId', cookiePrefix = '', ...given }) => ({ ...given, cookieName, cookiePrefix })))
+
+const enrich = v.pipe(
+  v.union([
+    fn<AskUser>(),
+    v.strictObject({ ask: fn<AskUser>(), maxAge: v.optional(within(0, DAY, 'milliseconds'), 30_000), shared: flag(false) })
+  ], 'must be a function, or { ask, maxAge, shared }'),
+  v.transform(given => typeof given === 'function' ? { ask: given, maxAge: 30_000, shared: false } : given))
 
 const credentials = v.strictObject({
   query: flag(false),
@@ -101,6 +111,7 @@ const schema = v.pipe(
   v.strictObject({
     jwt: v.optional(jwt),
     session: v.optional(session),
+    introspection: v.optional(v.custom<IntrospectionSource>(isIntrospection, 'must be an introspection, as introspection() of fastify-hybrid-auth/providers makes one')),
     origins: v.optional(v.pipe(
       v.array(v.pipe(
         v.string('must be an origin'),
@@ -137,14 +148,15 @@ const schema = v.pipe(
     revocations: v.optional(v.strictObject({
       retention: v.optional(within(1000, 4000 * DAY, 'milliseconds'), 30 * DAY)
     }), {}),
-    permissions: v.optional(fn<AskPermissions>()),
+    permissions: v.optional(fn<AskUser>()),
+    enrich: v.optional(enrich),
     rooms: v.optional(roomOptions, {}),
     cluster: v.optional(v.custom<ClusterDriver>(
       given => typeof given === 'object' && given !== null && 'join' in given && typeof given.join === 'function',
       'must be a cluster, as redisCluster(client) makes one')),
     audit: v.optional(fn<NonNullable<HybridAuthOptions['audit']>>())
   }, 'must be an object'),
-  v.forward(v.check(given => given.jwt !== undefined || given.session !== undefined, 'is required, or session is: nothing could authenticate anybody'), ['jwt']))
+  v.forward(v.check(given => given.jwt !== undefined || given.session !== undefined || given.introspection !== undefined, 'is required, or session is, or introspection: nothing could authenticate anybody'), ['jwt']))
 
 /** The options after validation: every default in place, every list a list. */
 export type ParsedOptions = v.InferOutput<typeof schema>

@@ -65,7 +65,7 @@ export type ClientRoomFrame = MembershipFrame | ClientRoomMessageFrame
 export interface AuthSuccessFrame {
   readonly type: 'auth_success'
   readonly user: { readonly id: string }
-  readonly authType: 'jwt' | 'session'
+  readonly authType: 'jwt' | 'oauth2' | 'session'
   readonly connectionId: string
   readonly expiresIn: number | null
 }

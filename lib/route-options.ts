@@ -8,7 +8,7 @@ import type { Rate } from './policy/bucket.js'
 import type { Rates, RouteRates } from './policy/rates.js'
 import { DAY, flag, fn, names, oneOf, parse, text, within } from './schema.js'
 
-const AUTH_TYPES = ['jwt', 'session'] as const satisfies readonly AuthType[]
+const AUTH_TYPES = ['jwt', 'oauth2', 'session'] as const satisfies readonly AuthType[]
 
 /** As it stands in a challenge, in quotes and between spaces (RFC 6749 §3.3). */
 const ACR = 'must be a text without spaces and quotes, or a list of them'

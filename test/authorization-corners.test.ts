@@ -6,7 +6,7 @@ import type { AuditEvent, AuthContext, Connection } from '../lib/index.js'
 import type { ClusterDriver } from '../lib/cluster/cluster.js'
 import { memoryCluster } from '../lib/cluster/memory.js'
 import { GuardedConnection } from '../lib/connection/connection.js'
-import { readSession } from '../lib/connection/sessions.js'
+import { askAgain } from '../lib/connection/watch.js'
 import { goodToken, keepLines, SECRET, SESSION as SESSION_USER } from './helpers.js'
 import { redisNode } from './cluster-suite.js'
 import { connect, needsRedis, startRedis } from './redis.js'
@@ -135,7 +135,7 @@ t.test('a rule that falls is not forgotten because the session was read again me
   await eventually('the rule is asked', () => answers.length === 1)
   if (!(there.connection instanceof GuardedConnection)) throw new Error('no')
   const before = there.connection.context
-  await readSession(there.connection)
+  await askAgain(there.connection)
   t.not(there.connection.context, before, 'the session was read again')
   t.equal(there.connection.context.version, before.version)
   t.same(there.connection.context.permissions, [])
@@ -164,7 +164,7 @@ t.test('a room is not silent for ever because the session was read again while i
   const set = app.hybridAuth.setPermissions('bob', [])
   await eventually('the room is asked about', () => answers.length === 1)
   if (!(there.connection instanceof GuardedConnection)) throw new Error('no')
-  await readSession(there.connection)
+  await askAgain(there.connection)
   answers[0]?.resolve(true)
   await set
   await app.hybridAuth.rooms.publish('r', 1)
@@ -218,7 +218,7 @@ t.test('what the session\'s store was slow about does not bring back what the so
   await settled(peer)
   if (!(there.connection instanceof GuardedConnection)) throw new Error('no')
   isSlow = true
-  const reading = readSession(there.connection)
+  const reading = askAgain(there.connection)
   await sleep(30)
   granted = []
   await app.hybridAuth.refreshPermissions('bob')

@@ -9,7 +9,7 @@ import { WebSocket } from 'ws'
 import { byteLengthOf, toBuffer } from '../lib/connection/message.js'
 import { GuardedConnection } from '../lib/connection/connection.js'
 import { ownerOf } from '../lib/connection/socket.js'
-import { readSession } from '../lib/connection/sessions.js'
+import { askAgain } from '../lib/connection/watch.js'
 import { acceptEarly } from '../lib/handshake/seam.js'
 import hybridAuth, { type ConnectionFilter, type Identity } from '../lib/index.js'
 import { logFault } from '../lib/observe/faults.js'
@@ -97,7 +97,7 @@ t.test('a connection by token has no session to read', async t => {
     routes (app) {
       app.get('/own', { websocket: true }, async socket => {
         const connection = app.hybridAuth.connection(socket)
-        if (connection instanceof GuardedConnection) await readSession(connection)
+        if (connection instanceof GuardedConnection) await askAgain(connection)
         socket.send('{}')
       })
     }

@@ -83,10 +83,10 @@ async function metered (t: Test, { auth, route = true, routes, late = false, ...
 t.test('open connections are counted by auth_type, pending sockets and queued frames as they are now', async t => {
   const verdict = deferred<boolean>()
   const { open, series, read, reaches, session, host } = await metered(t, { route: { authorize: () => verdict.promise } })
-  t.same(await series('connections'), { 'auth_type="jwt"': 0, 'auth_type="session"': 0 })
+  t.same(await series('connections'), { 'auth_type="jwt"': 0, 'auth_type="oauth2"': 0, 'auth_type="session"': 0 })
   const [one, two] = [await open(), await open()]
   const bob = await open(session('s1'))
-  t.same(await series('connections'), { 'auth_type="jwt"': 2, 'auth_type="session"': 1 })
+  t.same(await series('connections'), { 'auth_type="jwt"': 2, 'auth_type="oauth2"': 0, 'auth_type="session"': 1 })
   one.send('judged', 'held', 'held')
   two.send('judged', 'held')
   await Promise.all([one.settled(), two.settled()])
@@ -97,7 +97,7 @@ t.test('open connections are counted by auth_type, pending sockets and queued fr
   t.equal(await read('queued_frames'), 0)
   for (const { socket } of [one, bob]) socket.close()
   await reaches('connections', {}, 1)
-  t.same(await series('connections'), { 'auth_type="jwt"': 1, 'auth_type="session"': 0 })
+  t.same(await series('connections'), { 'auth_type="jwt"': 1, 'auth_type="oauth2"': 0, 'auth_type="session"': 0 })
 
   const pending = [await connected(t, host, { path: '/first', token: null }), await connected(t, host, { path: '/first', token: null })] as const
   await reaches('pending_sockets', {}, 2)
@@ -530,7 +530,7 @@ t.test('no label holds a user, a token, an address or anything else that a clien
   t.notOk(text.includes('127.0.0.1'))
   const { series } = readScrape(t, text)
   for (const name of series.keys()) {
-    for (const [, value = ''] of name.matchAll(/="([^"]*)"/g)) t.match(value, /^(?:[a-z_]+|\d{4}|[\d.]+|\+Inf)$/)
+    for (const [, value = ''] of name.matchAll(/="([^"]*)"/g)) t.match(value, /^(?:[a-z_]+|oauth2|\d{4}|[\d.]+|\+Inf)$/)
   }
   t.ok(series.size < 100, `${series.size} series`)
 })

@@ -1,8 +1,8 @@
 /** The option `permissions`: the application's own source of what a user may do, and what follows when it changes. */
 import t, { type Test } from 'tap'
 import { WebSocket } from 'ws'
-import type { CommandResult, HybridAuthOptions, Identity, RuleFunction } from '../lib/index.js'
-import { PermissionSource } from '../lib/policy/permissions.js'
+import type { AuthContext, CommandResult, HybridAuthOptions, Identity, RuleFunction } from '../lib/index.js'
+import { createSources } from '../lib/policy/sources.js'
 import { closeReason, SUBPROTOCOL } from '../lib/protocol.js'
 import { build, goodToken, JWT, keepLines, SECRET, SESSION, SESSION_SECRET, signHs256, upgrade, goodClaims } from './helpers.js'
 import { dial, eventually, lookNow, Peer, setClock, type LiveOptions } from './live.js'
@@ -198,7 +198,12 @@ t.test('questions about other rights of one user that are asked at the same time
 
 t.test('however many users and identities there are, what is remembered is bounded', async t => {
   let asked = 0
-  const source = new PermissionSource(() => { asked++; return ['a'] }, 1000, error => { throw error })
+  const sources = createSources({ permissions: () => { asked++; return ['a'] }, timeout: 1000, shared: null, onFault (_where, error) { throw error } })
+  if (sources === null) throw new Error('none')
+  const source = {
+    isCurrent: (context: AuthContext) => sources.isCurrent(context),
+    find: (issuer: string | null, user: Identity) => sources.complete(issuer, { userId: user.userId, role: null, permissions: [], tenantId: null, user })
+  }
   const userOf = (n: number): Identity => ({ userId: `user ${n}` })
   for (let n = 0; n < 25_000; n++) source.find(null, userOf(n))
   asked = 0

@@ -11,6 +11,7 @@ import { authError } from '../lib/errors.js'
 import hybridAuth, { serializers, type AuthContext, type HybridAuthOptions, type TicketOptions } from '../lib/index.js'
 import { parseOptions } from '../lib/options.js'
 import { realmOf } from '../lib/verify/realm.js'
+import { seal, unseal } from '../lib/verify/seal.js'
 import { goodClaims, goodToken, inSeconds, JWT, keepLines, SECRET, SESSION, SESSION_SECRET, signHs256, statusOf, upgrade } from './helpers.js'
 import { setClock } from './live.js'
 import { ask, codeOf, cookieFor, deferred, liveRoutes, logTo, MapStore, never, rawUpgrade, serve } from './stores.js'
@@ -740,9 +741,9 @@ interface Kept { origin: string | null, credential: Record<string, unknown> }
 async function keptOf (t: Test, headers: Record<string, string>, store = new MapStore()): Promise<Kept> {
   const { driver, kept } = ticketCluster()
   const { issue } = await serveTickets(t, { store, auth: { cluster: driver } })
-  await issue(headers)
+  const ticket = await issue(headers)
   const [value = ''] = kept.values()
-  return JSON.parse(value) as Kept
+  return JSON.parse(unseal(value, ticket) ?? '') as Kept
 }
 
 t.test('a ticket keeps what names its credential again, and nothing of the rest', async t => {
@@ -767,7 +768,7 @@ t.test('whatever else the store holds under a ticket is refused, and reaches no 
   const { credential: ofToken } = await keptOf(t, bearer(goodToken({ companyId: 'acme' })))
   const { credential: ofSession } = await keptOf(t, { cookie: cookieFor('s1') }, store)
   const attempt = async (given: unknown) => {
-    answer = given
+    answer = typeof given === 'string' ? seal(given, ticket) : given
     return open(ticket)
   }
   const keep = (credential: unknown, more: object = { origin: null }) => JSON.stringify({ ...more, credential })
@@ -833,10 +834,10 @@ t.test('poisoned keys and endless nesting in what the store holds reach no conte
     `{"origin":null,"credential":${text.replace('"claims":', '"constructor":')}}`,
     `{"origin":null,"credential":${text.replace('"claims":{"sub":"alice"', '"claims":{"__proto__":{"sub":"alice"}')}}`
   ]) {
-    answer = poisoned
+    answer = seal(poisoned, FORGED.jwt)
     t.equal((await open(FORGED.jwt)).status, 401, poisoned.slice(0, 60))
   }
-  answer = `{"origin":null,"credential":${text.replace('"claims":{', '"claims":{"__proto__":{"role":"admin"},"constructor":1,"prototype":[],"deep":{"__proto__":{"role":"admin"},"a":1},')}}`
+  answer = seal(`{"origin":null,"credential":${text.replace('"claims":{', '"claims":{"__proto__":{"role":"admin"},"constructor":1,"prototype":[],"deep":{"__proto__":{"role":"admin"},"a":1},')}}`, FORGED.jwt)
   const { status } = await open(FORGED.jwt, { path: '/seen' })
   t.equal(status, 101, 'what is not read does no harm')
   const [seen] = contexts
@@ -846,7 +847,7 @@ t.test('poisoned keys and endless nesting in what the store holds reach no conte
   t.strictSame(seen.claims.deep, { a: 1 })
   t.ok([Object.prototype, null].includes(Object.getPrototypeOf(seen.claims) as object | null))
   t.equal(Reflect.get({}, 'role'), undefined)
-  answer = `{"origin":null,"credential":${text.replace('"claims":{', `"claims":{"deep":${'['.repeat(100)}${']'.repeat(100)},`)}}`
+  answer = seal(`{"origin":null,"credential":${text.replace('"claims":{', `"claims":{"deep":${'['.repeat(100)}${']'.repeat(100)},`)}}`, FORGED.jwt)
   t.equal((await open(FORGED.jwt)).status, 503)
 })
 

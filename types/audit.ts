@@ -102,7 +102,7 @@ export type AuditEvent =
     readonly command: 'revoke' | 'disconnect' | 'permissions' | 'refresh'
     readonly commandId: string
     /** What is revoked; null for other commands. */
-    readonly target: 'user' | 'session' | 'token' | 'tenant' | null
+    readonly target: 'user' | 'session' | 'token' | 'tenant' | 'login' | 'subject' | null
     /** null for whole tenants, for tokens and for sessions, whose names would be their ids. */
     readonly userId: string | null
     readonly tenantId: string | null

@@ -24,13 +24,15 @@ export type Identity = AuthUser & {
   readonly issuedAt?: number | null | undefined
   /** How the user was authenticated, for rules with `acr`. @default the claim `acr` of a token */
   readonly acr?: string | null | undefined
+  /** The session at the OpenID provider that it came from, for back-channel logout. @default the claim `sid` of a token */
+  readonly sid?: string | null | undefined
 }
 
 /** Where the credential came from. */
 export type Via = 'header' | 'subprotocol' | 'ticket' | 'query' | 'cookie' | 'message'
 
 /** How the connection was authenticated: the tag of {@link AuthContext}. */
-export type AuthType = 'jwt' | 'session'
+export type AuthType = 'jwt' | 'oauth2' | 'session'
 
 /** The verified claims set (RFC 7519 §4), frozen, without `__proto__`, `constructor` and `prototype` at any depth. */
 export interface Claims {
@@ -69,6 +71,15 @@ export interface JwtContext extends ContextBase {
   readonly tokenId: string
 }
 
+/** A token whose authorization server was asked about it (RFC 7662). */
+export interface OAuth2Context extends ContextBase {
+  readonly authType: 'oauth2'
+  /** The answer of the server, frozen, as {@link Claims} of a token. */
+  readonly claims: Claims
+  /** `sha256:` and the base64url hash of the token; of one that is a JWT, as of every other. */
+  readonly tokenId: string
+}
+
 export interface SessionContext extends ContextBase {
   readonly authType: 'session'
   readonly sessionId: string
@@ -77,4 +88,4 @@ export interface SessionContext extends ContextBase {
 }
 
 /** Who is on the other side. Frozen plain data; `authType` tells which member of the union it is. */
-export type AuthContext = JwtContext | SessionContext
+export type AuthContext = JwtContext | OAuth2Context | SessionContext

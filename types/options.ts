@@ -1,6 +1,7 @@
 import type { KeyObject } from 'node:crypto'
 import type { ClusterDriver } from '../lib/cluster/cluster.js'
 import type { CloseName } from '../lib/protocol.js'
+import type { IntrospectionSource } from '../lib/verify/introspector.js'
 import type { KeySource } from '../lib/verify/key-source.js'
 import type { AuditEvent } from './audit.js'
 import type { Claims, Identity } from './context.js'
@@ -122,6 +123,9 @@ export interface CredentialOptions {
   allowTokenInLogs?: boolean | undefined
 }
 
+/** As the option `enrich` is given. Members are the application's own, as those of {@link Identity}. */
+export type Enrich = (identity: Identity) => object | null | undefined | Promise<object | null | undefined>
+
 /** A limit that can be tried out. */
 export type Reportable = 'origin' | 'tls' | 'failures' | 'connections' | 'connects' | 'rate'
 
@@ -130,6 +134,11 @@ export interface HybridAuthOptions {
   jwt?: JwtOptions | undefined
   /** Session cookies. @default off */
   session?: SessionOptions | undefined
+  /**
+   * Opaque tokens, which their authorization server is asked about (RFC 7662): `introspection({ … })` of
+   * `fastify-hybrid-auth/providers`. With `jwt` as well, a token that is a JWT is never asked about. @default off
+   */
+  introspection?: IntrospectionSource | undefined
   /**
    * Origins whose pages may open a socket, or use a session for an unsafe method: `https://app.example.com`, or
    * `https://*.example.com` for one or more whole labels. @default the request's own scheme and host
@@ -224,6 +233,19 @@ export interface HybridAuthOptions {
    * but a list of texts, refuses with 503. @default what the identity says
    */
   permissions?: ((identity: Identity) => readonly string[] | Promise<readonly string[]>) | undefined
+  /**
+   * More of who a user is, from a user service or a database: members that join `auth.user`. A `role`, `tenantId`, `permissions` or
+   * `acr` among them counts as if the credential had said so; `userId` stays. Asked before `permissions`, as that is, and again for
+   * open sockets after `refreshPermissions()`. What it throws, and any answer but an object, null or undefined, refuses with 503.
+   * @default nothing
+   */
+  enrich?: Enrich | {
+    ask: Enrich
+    /** How long an answer is good, in milliseconds. @default 30000 */
+    maxAge?: number | undefined
+    /** Whether the nodes of a cluster remember answers together, in its Redis, as JSON. @default false: each for itself */
+    shared?: boolean | undefined
+  } | undefined
   /** Who may be in which rooms, and how much of them. @default whoever the server joins */
   rooms?: RoomOptions | undefined
   /** The other processes: `redisCluster(client)` of `fastify-hybrid-auth/redis`. @default this process alone */

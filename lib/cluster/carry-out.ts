@@ -52,6 +52,7 @@ async function revoke ({ hub, known, tell }: Executor, revocation: Revocation): 
   const isNew = known.add(revocation)
   if (!isNew && known.has(revocation.id)) return NOTHING
   // One that is over already, on a node that was away, still ends what was open when it was made.
+  if (revocation.kind === 'user') hub.sources?.forget(revocation.key)
   const found = connectionsOf(hub.registry, revocation).filter(({ context }) => isNew || context.authenticatedAt <= revocation.at)
   const young = youngTokens(found, revocation).filter(one => known.add(one))
   if (revocation.reauthWithin > 0) requireReauth(found, revocation)

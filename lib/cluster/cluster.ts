@@ -1,5 +1,6 @@
 /** What a node asks of its cluster, and a cluster of its nodes. Memory and Redis are the two that there are. */
 import type { Maybe } from '../maybe.js'
+import type { SharedMemory } from '../policy/asked.js'
 import type { Debit } from '../policy/bucket.js'
 import type { Strike, Window } from '../policy/strikes.js'
 import type { Command } from './command.js'
@@ -66,6 +67,8 @@ export type OnClusterLoss = 'serve' | 'refuse-new' | 'close'
 
 /** One node's way to the others. */
 export interface Cluster {
+  /** null: the only node there is remembers for itself. */
+  readonly memory: SharedMemory | null
   readonly onLoss: { readonly action: OnClusterLoss, readonly after: number }
   readonly isConnected: boolean
   /** Commands that wait for the cluster to be back. */

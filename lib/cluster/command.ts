@@ -3,6 +3,7 @@ import { createHmac, timingSafeEqual } from 'node:crypto'
 import * as v from 'valibot'
 import { isCloseCode, REASON } from '../connection/closing.js'
 import { invalidOption } from '../errors.js'
+import { KINDS } from './revocations.js'
 
 const MAX_LENGTH = 64 * 1024
 /** A room's message is as long as the application lets it be. */
@@ -15,12 +16,13 @@ const time = v.pipe(v.number(), v.finite(), v.minValue(0))
 
 const revocation = v.strictObject({
   id: name,
-  kind: v.picklist(['user', 'session', 'token', 'tenant']),
+  kind: v.picklist(KINDS),
   key: name,
   issuer: v.exactOptional(nullableName),
   tenantId: v.exactOptional(nullableName),
   issuedBefore: v.exactOptional(time),
   reason: v.pipe(v.string(), v.maxLength(200)),
+  besides: v.exactOptional(v.boolean()),
   isLogout: v.exactOptional(v.boolean()),
   reauthWithin: time,
   at: time,
@@ -33,7 +35,7 @@ export const filter = v.strictObject({
   tenantId: v.exactOptional(nullableName),
   sessionId: v.exactOptional(name),
   tokenId: v.exactOptional(name),
-  authType: v.exactOptional(v.picklist(['jwt', 'session'], 'must be jwt or session'))
+  authType: v.exactOptional(v.picklist(['jwt', 'oauth2', 'session'], 'must be jwt, oauth2 or session'))
 })
 
 const NAME = /^[A-Za-z]{1,40}$/
@@ -54,6 +56,7 @@ const command = v.variant('type', [
 ])
 
 const ticket = v.strictObject({ key: name, value: v.string(), until: time })
+const remembered = v.strictObject({ user: name, key: name, value: v.string(), until: time })
 const answer = v.strictObject({ from: name, to: name, matched: time, closed: time })
 const roomMessage = v.strictObject({ from: name, room: name, number: time, at: time, payload: v.string() })
 
@@ -68,8 +71,11 @@ export type RoomMessage = v.InferOutput<typeof roomMessage>
 /** A ticket under its key, until a time in milliseconds since the epoch. */
 export type Ticket = v.InferOutput<typeof ticket>
 
+/** What is remembered of a user under a key, until a time in milliseconds since the epoch. */
+export type Remembered = v.InferOutput<typeof remembered>
+
 /** Where a text is kept: one signed for one place means nothing in another. */
-export type Place = 'control' | 'answer' | 'ticket' | 'room'
+export type Place = 'control' | 'answer' | 'ticket' | 'room' | 'memory'
 
 export type Codec = ReturnType<typeof createCodec>
 
@@ -107,6 +113,7 @@ export function createCodec (secrets: ReadonlyArray<string | Buffer>) {
       return sealed
     },
     openTicket: (sealed: string): Ticket | null => parse(ticket, open('ticket', sealed)),
+    openRemembered: (sealed: string): Remembered | null => parse(remembered, open('memory', sealed)),
     openCommand: (sealed: string): Command | null => parse(command, open('control', sealed)),
     openRoom: (sealed: string): RoomMessage | null => parse(roomMessage, open('room', sealed)),
     openAnswer: (sealed: string): Answer | null => parse(answer, open('answer', sealed))

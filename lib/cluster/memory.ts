@@ -27,6 +27,7 @@ export function memoryCluster (): ClusterDriver {
     return {
       onLoss: { action: 'serve', after: 0 },
       queued: 0,
+      memory: null,
       isConnected: true,
       async start () {},
       async stop () {

@@ -62,13 +62,13 @@ export class ClusterNode implements ClusterMember {
   #isStopped = false
 
   constructor (options: ParsedOptions & { readonly cluster: ClusterDriver }, known: Revocations, audit: Auditor, { onLost, onIgnored }: ClusterReports) {
-    const { cluster, revocations, jwt } = options
+    const { cluster, revocations, jwt, introspection } = options
     this.id = audit.nodeId
     this.#audit = audit
     this.#loss = new ClusterLoss(audit, onLost)
     this.#onIgnored = onIgnored
     this.#known = known
-    this.#settings = { retention: revocations.retention, clockTolerance: jwt?.clockTolerance ?? 0 }
+    this.#settings = { retention: revocations.retention, clockTolerance: jwt?.clockTolerance ?? 0, acceptsOpaque: introspection !== undefined }
     this.cluster = cluster.join(this)
     known.isComplete = this.cluster.isConnected
     const { limits, failures } = createCounters(options, this.cluster, audit, {
@@ -180,6 +180,11 @@ export class ClusterNode implements ClusterMember {
   /** @throws FST_HYBRID_AUTH_INVALID_OPTION */
   parseRevoke (target: RevokeTarget, options: RevokeOptions | undefined): ReturnType<typeof parseRevoke> {
     return parseRevoke(target, options, this.#known, this.#settings)
+  }
+
+  /** When everything that exists at a time is over, as far as is known here; null: never. */
+  endOf (time: number): number | null {
+    return this.#known.endOf(time, this.#settings.retention)
   }
 
   /** What was ordered on this node, and what came of it, whether or not it met anybody. */

@@ -31,7 +31,7 @@ export function createClusterApi (node: ClusterNode, tickets: TicketParts, hasSo
       return result
     },
     async refreshPermissions (userId: string): Promise<CommandResult> {
-      if (!hasSource) throw invalidOption('permissions', 'is needed to ask again what a user may do')
+      if (!hasSource) throw invalidOption('permissions', 'is needed to ask again what a user may do, or enrich is')
       const result = await node.order({ type: 'refresh', userId: parseUser(userId) })
       node.tellOf('refresh', { userId }, result)
       return result

@@ -7,7 +7,7 @@ import type { Keys } from './redis-keys.js'
 import { SPEND, STRIKE } from './redis-scripts.js'
 
 /** undefined: Redis cannot be asked, or does not answer. Never rejects. */
-type Run = (script: Script, keys: string[], args: string[]) => Promise<unknown>
+export type Run = (script: Script, keys: string[], args: string[]) => Promise<unknown>
 
 export class RedisCounts {
   readonly #keys: Keys

@@ -24,6 +24,8 @@ export function createKeys (prefix: string) {
     suspect: (name: string) => `${base}suspect:${name}`,
     /** The channel of a room. */
     room: (room: string) => `${base}room:${room}`,
+    /** Hash: what is remembered of a user, and `version`, a text that is new when it was forgotten. */
+    user: (name: string) => `${base}user:${name}`,
     /** Is there until a ticket is not remembered any more. */
     over: (key: string) => `${base}over:${key}`,
     ticket: (key: string) => `${base}ticket:${key}`

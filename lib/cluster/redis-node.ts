@@ -9,6 +9,7 @@ import { LeaseTable } from './leases.js'
 import { ask, run, textOf, textsOf, type RedisClient, type Script } from './redis-client.js'
 import { RedisCounts } from './redis-counts.js'
 import { createKeys } from './redis-keys.js'
+import { RedisMemory } from './redis-memory.js'
 import { RedisReader } from './redis-reader.js'
 import { RedisRooms } from './redis-rooms.js'
 import { ACQUIRE, PUBLISH, PUT_TICKET, RELEASE, TAKE_TICKET } from './redis-scripts.js'
@@ -33,6 +34,7 @@ const TAKEN = '-1'
 
 export class RedisNode implements Cluster {
   readonly onLoss: Cluster['onLoss']
+  readonly memory: RedisMemory
   readonly #client: RedisClient
   readonly #codec: Codec
   readonly #settings: RedisSettings
@@ -60,6 +62,7 @@ export class RedisNode implements Cluster {
       this.isConnected ? run(client, script, keys, args, settings.timeout).catch(() => undefined) : undefined
     this.#counts = new RedisCounts(this.#keys, member.id, runIfConnected)
     this.#rooms = new RedisRooms({ client, codec, settings, member, keys: this.#keys, isConnected: () => this.isConnected })
+    this.memory = new RedisMemory(this.#keys, codec, runIfConnected)
     this.#reader = new RedisReader({
       client, codec, settings, member, keys: this.#keys, answers: this.#answers, append: command => this.#append(command, codec.seal('control', command)), catchUp: () => this.#catchUp()
     })

@@ -192,3 +192,32 @@ export const TAKE_TICKET = script(`
 local value = redis.call('GETDEL', KEYS[1])
 if redis.call('PEXPIRE', KEYS[2], ARGV[1]) == 0 then return value end
 return value or ''`)
+
+/**
+ * What is remembered of a user, where nobody has forgotten it since. At most 16 answers are kept, and `version`.
+ * KEYS: the user's hash. ARGV: version, field, value, how long it is good in milliseconds
+ */
+export const KEEP_USER = script(`
+  local version = redis.call('HGET', KEYS[1], 'version') or ''
+  if version ~= ARGV[1] then return 0 end
+  if redis.call('HLEN', KEYS[1]) > 16 then
+    redis.call('DEL', KEYS[1])
+    if version ~= '' then redis.call('HSET', KEYS[1], 'version', version) end
+  end
+  redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
+  if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
+  return 1`)
+
+/**
+ * KEYS: the user's hash. ARGV: the next version, for how long it has to be told from the one before, in milliseconds
+ */
+export const FORGET_USER = script(`
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], 'version', ARGV[1])
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  return 1`)
+
+/**
+ * KEYS: the user's hash. ARGV: field
+ */
+export const RECALL_USER = script('return redis.call(\'HMGET\', KEYS[1], \'version\', ARGV[1])')

@@ -2,11 +2,18 @@
 import type { AuthContext } from '../../types/context.js'
 import { wheel } from '../wheel.js'
 
+/**
+ * What a revocation is aimed at. A login is a session at an OpenID provider, of which credentials may tell (`sid`). A subject is whom
+ * tokens name that tell of no login.
+ */
+export const KINDS = ['user', 'session', 'token', 'tenant', 'login', 'subject'] as const
+export type RevocationKind = typeof KINDS[number]
+
 /** One revocation. Times are in milliseconds since the epoch. */
 export interface Revocation {
   readonly id: string
-  readonly kind: 'user' | 'session' | 'token' | 'tenant'
-  /** The user's, session's, token's or tenant's id. */
+  readonly kind: RevocationKind
+  /** The user's, session's, token's or tenant's id; of a login at a provider its `sid`, of a subject its `sub`. */
   readonly key: string
   /** Only what this issuer issued; null: what names none. */
   readonly issuer?: string | null
@@ -15,6 +22,8 @@ export interface Revocation {
   /** Only credentials that are older. */
   readonly issuedBefore?: number
   readonly reason: string
+  /** Only credentials that tell of no login: another one may be theirs. */
+  readonly besides?: boolean
   /** The session was destroyed, and is in no store any more. */
   readonly isLogout?: boolean
   /** How long an open socket has to bring another credential, in milliseconds; 0: none. */
@@ -35,6 +44,8 @@ export class Revocations {
   readonly #sessions: Index = new Map()
   readonly #tokens: Index = new Map()
   readonly #tenants: Index = new Map()
+  readonly #logins: Index = new Map()
+  readonly #subjects: Index = new Map()
   /** By the sweep that will drop them, so that a sweep costs what it drops. */
   readonly #endings = new Map<number, Revocation[]>()
   #swept = Math.floor(Date.now() / SWEEP)
@@ -80,7 +91,16 @@ export class Revocations {
     const { userId, tenantId } = context
     return firstToKill(this.#users.get(userId), context) ??
       firstToKill(context.authType === 'session' ? this.#sessions.get(context.sessionId) : this.#tokens.get(context.tokenId), context) ??
-      (tenantId === null ? null : firstToKill(this.#tenants.get(tenantId), context))
+      (tenantId === null ? null : firstToKill(this.#tenants.get(tenantId), context)) ??
+      this.#findLogout(context)
+  }
+
+  #findLogout (context: AuthContext): Revocation | null {
+    if (this.#logins.size === 0 && this.#subjects.size === 0) return null
+    const login = keyOf('login', context)
+    const subject = keyOf('subject', context)
+    return (login === null ? null : firstToKill(this.#logins.get(login), context)) ??
+      (subject === null ? null : firstToKill(this.#subjects.get(subject), context))
   }
 
   isLoggedOut (sessionId: string): boolean {
@@ -126,12 +146,14 @@ export class Revocations {
     else if (left !== undefined) index.set(revocation.key, left)
   }
 
-  #indexOf (kind: Revocation['kind']): Index {
+  #indexOf (kind: RevocationKind): Index {
     switch (kind) {
       case 'user': return this.#users
       case 'session': return this.#sessions
       case 'token': return this.#tokens
       case 'tenant': return this.#tenants
+      case 'login': return this.#logins
+      case 'subject': return this.#subjects
     }
   }
 }
@@ -148,9 +170,11 @@ function kills (revocation: Revocation, context: AuthContext): boolean {
 }
 
 /** Whether the context is one of those that are meant, whatever its age. */
-export function isAimedAt ({ kind, key, issuer, tenantId }: Revocation, context: AuthContext): boolean {
+export function isAimedAt ({ kind, key, issuer, tenantId, besides }: Revocation, context: AuthContext): boolean {
   return keyOf(kind, context) === key &&
-    (issuer === undefined || context.issuer === issuer) && (tenantId === undefined || context.tenantId === tenantId)
+    // A session of our own names no issuer, and may still tell which login it came from.
+    (issuer === undefined || context.issuer === issuer || (kind === 'login' && context.authType === 'session')) &&
+    (besides !== true || loginOf(context) === null) && (tenantId === undefined || context.tenantId === tenantId)
 }
 
 /**
@@ -163,13 +187,21 @@ export function isOlder (context: AuthContext, time: number): boolean {
   return (context.claims.iat ?? -Infinity) < Math.floor(time / 1000)
 }
 
-function keyOf (kind: Revocation['kind'], context: AuthContext): string | null {
+function keyOf (kind: RevocationKind, context: AuthContext): string | null {
   switch (kind) {
     case 'user': return context.userId
     case 'tenant': return context.tenantId
     case 'session': return context.authType === 'session' ? context.sessionId : null
     case 'token': return context.authType === 'session' ? null : context.tokenId
+    case 'login': return loginOf(context)
+    case 'subject': return context.authType === 'session' ? null : context.claims.sub ?? null
   }
+}
+
+/** The session at the provider that a credential came from; null: it does not tell. */
+function loginOf (context: AuthContext): string | null {
+  const sid: unknown = context.user.sid ?? (context.authType === 'session' ? null : context.claims.sid)
+  return typeof sid === 'string' ? sid : null
 }
 
 function isPast (time: number | null): boolean {

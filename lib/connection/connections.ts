@@ -24,18 +24,21 @@ import { NOBODY, NobodysSocket } from './nobody.js'
 import { PendingSocket } from './pending.js'
 import { refreshConnection } from './permissions.js'
 import { Registry } from './registry.js'
-import { SessionWatch } from './sessions.js'
 import { isGuarded, ownerOf, setOwner, type GuardedSocket } from './socket.js'
 import { WaitingSockets } from './waiting.js'
+import { CredentialWatch } from './watch.js'
 
-export type HubParts = Pick<Hub, 'verifiers' | 'audit' | 'report' | 'revocations' | 'limits' | 'rates' | 'permissions' | 'rooms' | 'publisher'>
+export type HubParts = Pick<Hub, 'verifiers' | 'audit' | 'report' | 'revocations' | 'limits' | 'rates' | 'sources' | 'rooms' | 'publisher'>
 
 export function createHub (options: ParsedOptions, parts: HubParts): Hub {
   const { verifiers } = parts
   const registry = new Registry()
-  const sessions = verifiers.sessions === null ? null : new SessionWatch(verifiers.sessions, options, registry)
+  const watches = new Map((['session', 'oauth2'] as const).flatMap(type => {
+    const watched = verifiers.watched[type]
+    return watched === undefined ? [] : [[type, new CredentialWatch(watched, options, registry)]]
+  }))
   return {
-    ...parts, settings: options, registry, pending: new WaitingSockets(options.limits), sessions, lookAt, isDraining: false, isIsolated: false
+    ...parts, settings: options, registry, pending: new WaitingSockets(options.limits), watches, lookAt, isDraining: false, isIsolated: false
   }
 }
 
@@ -142,8 +145,8 @@ function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSett
 
 /** What the user may do may have changed between the question and now: then it is asked again, and the handler waits. */
 function runWhenCurrent (connection: GuardedConnection, run: () => void): void {
-  const { context, route: { hub: { permissions } } } = connection
-  const current = permissions === null || permissions.isCurrent(context) ? undefined : refreshConnection(connection)
+  const { context, route: { hub: { sources } } } = connection
+  const current = sources === null || sources.isCurrent(context) ? undefined : refreshConnection(connection)
   if (!(current instanceof Promise)) {
     if (connection.isOpen) run()
     return

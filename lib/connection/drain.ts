@@ -54,6 +54,7 @@ export async function drainHub (hub: Hub): Promise<void> {
   })
   await Promise.race([Promise.all(closed), isLate])
   clearTimeout(timer)
+  for (const watch of hub.watches.values()) watch.stop()
 }
 
 /** So that the clients of this process do not all come to another at once. */

@@ -36,6 +36,8 @@ function filterOf ({ kind, key }: Revocation): ConnectionFilter {
     case 'session': return { sessionId: key }
     case 'token': return { tokenId: key }
     case 'tenant': return { tenantId: key }
+    // Logouts are rare, and no index is kept for them.
+    case 'login': case 'subject': return {}
   }
 }
 

@@ -14,7 +14,7 @@ import { byteLengthOf, ReusableMessage } from './message.js'
 import { isLimited, isTooMuch } from './rate.js'
 import { reauthenticate } from './reauth.js'
 import { ANSWERED, takeRoomFrame } from './room-frames.js'
-import { isStale, readSession } from './sessions.js'
+import { askAgain, isStale } from './watch.js'
 import { awaitListener, type RawFrame } from './socket.js'
 import { demandStepUp, takeDemanded } from './step-up.js'
 
@@ -151,7 +151,7 @@ export function release (connection: GuardedConnection): void {
 /** @param isPaid the cluster had room for it, before the verdict had to be reached again */
 function judge (connection: GuardedConnection, data: RawFrame, isBinary: boolean, isPaid = false): void {
   if (isStale(connection)) {
-    judgeLater(connection, readSession(connection).then(() => ask(connection, data, isBinary, isPaid)), data, isBinary)
+    judgeLater(connection, askAgain(connection).then(() => ask(connection, data, isBinary, isPaid)), data, isBinary)
     return
   }
   if (connection.route.decide === undefined && connection.rate?.isShared !== true && !isForRooms(connection, data, isBinary)) {

@@ -1,6 +1,6 @@
 /** What the parts of this folder share: the settings of a registration and of a route, and the ways out of the folder. */
 import type { FastifyRequest } from 'fastify'
-import type { AuthContext } from '../../types/context.js'
+import type { AuthContext, AuthType } from '../../types/context.js'
 import type { Refusal } from '../errors.js'
 import type { Maybe } from '../maybe.js'
 import type { Auditor } from '../observe/audit.js'
@@ -8,18 +8,18 @@ import type { ParsedOptions } from '../options.js'
 import type { Revocation } from '../cluster/revocations.js'
 import type { ConnectionLimits } from '../policy/limits.js'
 import type { MessageDecision } from '../policy/messages.js'
-import type { PermissionSource } from '../policy/permissions.js'
 import type { RateParts, RouteRates } from '../policy/rates.js'
 import type { RequirementCheck } from '../policy/requirements.js'
+import type { Sources } from '../policy/sources.js'
 import type { CloseAction, CloseName } from '../protocol.js'
 import type { Publisher } from '../rooms/publisher.js'
 import type { Rooms } from '../rooms/rooms.js'
-import type { VerifiedSession } from '../verify/session.js'
+import type { Watched } from '../verify/watched.js'
 import type { GuardedConnection } from './connection.js'
 import type { ReusableMessage } from './message.js'
 import type { Registry } from './registry.js'
-import type { SessionWatch, SessionWatchSettings } from './sessions.js'
 import type { WaitingSockets } from './waiting.js'
+import type { CredentialWatch } from './watch.js'
 
 /** The options that matter after the 101. */
 export type Settings = Pick<ParsedOptions,
@@ -29,16 +29,8 @@ export type Settings = Pick<ParsedOptions,
 export interface Verifiers {
   /** Who a token names. Neither throws nor rejects. */
   verifyToken (request: FastifyRequest, token: string): Maybe<AuthContext | Refusal>
-  readonly sessions: LiveSessions | null
-}
-
-/** Sessions as open sockets need them. */
-export interface LiveSessions {
-  readonly settings: SessionWatchSettings
-  /** What the store holds of a session now. Neither throws nor rejects. */
-  readonly reread: (request: FastifyRequest, sessionId: string) => Maybe<VerifiedSession | Refusal>
-  /** Extends a rolling session; null where that was not asked for. Does not reject. */
-  readonly touch: ((request: FastifyRequest, sessionId: string) => Promise<number | null>) | null
+  /** Credentials that somebody else may end. */
+  readonly watched: Partial<Record<AuthType, Watched>>
 }
 
 /** The live revocations, as those who hold a context ask them. */
@@ -54,14 +46,14 @@ export interface Hub {
   readonly registry: Registry
   /** Sockets that still owe their first message. */
   readonly pending: WaitingSockets
-  readonly sessions: SessionWatch | null
+  readonly watches: ReadonlyMap<AuthType, CredentialWatch>
   readonly audit: Auditor
   readonly revocations: RevocationCheck
   /** null: connections are not counted. */
   readonly limits: ConnectionLimits | null
   readonly rates: RateParts
-  /** null: permissions are what credentials say. */
-  readonly permissions: PermissionSource | null
+  /** null: everything is as credentials say. */
+  readonly sources: Sources | null
   readonly rooms: Rooms<GuardedConnection>
   readonly publisher: Publisher<GuardedConnection>
   /** The application is closing: new sockets are refused. */

@@ -8,7 +8,7 @@ import { closeConnection } from './closing.js'
 import type { Ending, GuardedConnection } from './connection.js'
 import { sendFrame } from './control.js'
 import { dropUnheard, giveUpStepUp } from './gate.js'
-import { readSession } from './sessions.js'
+import { askAgain } from './watch.js'
 import { HORIZON, wheel } from '../wheel.js'
 
 /** The grace of sockets that can refresh, where `expiryGrace` says nothing. */
@@ -62,7 +62,7 @@ export function look (connection: GuardedConnection): void {
   forgetFuture(connection, time)
   if (isOver(connection, time) || isIdle(connection, time) || isDead(connection, time)) return
   if (isDue(connection.refreshAt, time)) askToRefresh(connection)
-  if (isDue(nextReading(connection), time)) readSession(connection).catch(() => {})
+  if (isDue(nextReading(connection), time)) askAgain(connection).catch(() => {})
   if (isDue(nextRelease(connection), time)) discard(connection)
   if (isDue(demandEnd(connection), time)) giveUpStepUp(connection)
   lookAt(connection)
@@ -108,12 +108,15 @@ function askToRefresh (connection: GuardedConnection): void {
   connection.announce('expiring', left)
 }
 
-/** 0: this connection has no session to read. */
+/** 0: nobody is asked about the credential of this connection. */
 function nextReading (connection: GuardedConnection): number {
-  const { context, readAt, isReading, route: { hub: { sessions } } } = connection
-  if (sessions === null || context.authType !== 'session' || isReading) return 0
-  const routine = sessions.next(connection)
+  const { context, readAt, isReading, route: { hub } } = connection
+  const watch = hub.watches.get(context.authType)
+  if (watch === undefined || isReading) return 0
+  const routine = watch.next(connection)
   const { expiresAt } = context
+  // A token is not extended: the one after its end is another.
+  if (context.authType !== 'session') return expiresAt !== null && Date.now() >= expiresAt ? 0 : routine
   const beforeEnd = expiresAt === null ? Infinity : fromEpoch(expiresAt - READ_AHEAD)
   return beforeEnd > readAt ? Math.min(routine, beforeEnd) : routine
 }

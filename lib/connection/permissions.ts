@@ -9,31 +9,34 @@ import { closeConnection } from './closing.js'
 import type { GuardedConnection, Granted } from './connection.js'
 import type { Hub } from './hub.js'
 import { isOver } from './lifecycle.js'
-import { replaceContext } from './reauth.js'
+import { hasSameIdentity, replaceContext } from './reauth.js'
 
 /** On every connection of a user, until its next credential. Resolves when every rule and room has been asked. */
 export async function setPermissions (hub: Hub, userId: string, given: readonly string[], scope: PermissionScope): Promise<Outcome> {
   const permissions = Object.freeze([...given])
-  hub.permissions?.forget(userId)
+  hub.sources?.forget(userId)
   return outcomeOf(hub.registry.find({ userId, ...scope }), connection =>
-    change(connection, permissions, { permissions, insteadOf: connection.granted?.insteadOf ?? connection.context.permissions }))
+    change(connection, Object.freeze<AuthContext>({ ...connection.context, permissions }), { permissions, insteadOf: connection.granted?.insteadOf ?? connection.context.permissions }))
 }
 
 /** What is known of the user is forgotten, and every connection gets what the source says now. */
 export async function refreshPermissions (hub: Hub, userId: string): Promise<Outcome> {
-  hub.permissions?.forget(userId)
+  hub.sources?.forget(userId)
   return outcomeOf(hub.registry.find({ userId }), refreshConnection)
 }
 
 /** One that cannot be asked about is closed: what it may do now is not known. Never rejects. */
 export function refreshConnection (connection: GuardedConnection): Maybe<void> {
   const { context, route: { hub } } = connection
-  return whenReady(hub.permissions?.find(context.issuer, context.user) ?? context.permissions, (found): Maybe<void> => {
+  return whenReady(hub.sources?.renew(context) ?? context, (found): Maybe<void> => {
     if (!connection.isOpen || isOver(connection)) return
     // A later credential brought what was true when it came, and may be older than what is asked for.
     if (connection.context !== context) return refreshConnection(connection)
     if (isRefusal(found)) closeConnection(connection, 'Unavailable')
-    else if (!isSame(found, context.permissions)) return change(connection, found, null)
+    else if (!hasSameIdentity(found, context)) {
+      hub.audit.identityChanged(connection)
+      closeConnection(connection, 'IdentityChanged')
+    } else if (!isSame(found.permissions, context.permissions) || JSON.stringify(found.user) !== JSON.stringify(context.user)) return change(connection, found, null)
   })
 }
 
@@ -41,24 +44,25 @@ export function refreshConnection (connection: GuardedConnection): Maybe<void> {
  * What a context was made with may have been asked for before something changed: then it is asked for again. `then` runs in the
  * step in which the permissions are known to be those that the source has, or to be unknown.
  */
-export function whenCurrent ({ permissions }: Pick<Hub, 'permissions'>, context: AuthContext, then: (current: AuthContext | Refusal) => void): void {
-  if (permissions === null || permissions.isCurrent(context)) {
+export function whenCurrent ({ sources }: Pick<Hub, 'sources'>, context: AuthContext, then: (current: AuthContext | Refusal) => void): void {
+  if (sources === null || sources.isCurrent(context)) {
     then(context)
     return
   }
-  unawaited(whenReady(permissions.find(context.issuer, context.user), found => {
+  unawaited(whenReady(sources.renew(context), found => {
     if (isRefusal(found)) then(found)
-    else whenCurrent({ permissions }, Object.freeze<AuthContext>({ ...context, permissions: found }), then)
+    else whenCurrent({ sources }, found, then)
   }))
 }
 
-function change (connection: GuardedConnection, permissions: readonly string[], granted: Granted | null): Maybe<void> {
-  const { context, route: { hub } } = connection
-  const update = permissionUpdate(context.permissions, permissions)
+function change (connection: GuardedConnection, next: AuthContext, granted: Granted | null): Maybe<void> {
+  const { context: { permissions, version }, route: { hub } } = connection
+  // What was set is told, whatever it was before.
+  const isTold = granted !== null || !isSame(permissions, next.permissions)
   connection.granted = granted
-  return replaceContext(connection, Object.freeze<AuthContext>({ ...context, permissions }), context.version + 1, {
-    onReplaced () { hub.audit.permissionsChanged(connection) },
-    tell () { connection.say(update) }
+  return replaceContext(connection, next, version + 1, {
+    onReplaced () { if (isTold) hub.audit.permissionsChanged(connection) },
+    tell () { if (isTold) connection.say(permissionUpdate(permissions, next.permissions)) }
   })
 }
 
@@ -75,6 +79,6 @@ async function outcomeOf (connections: readonly GuardedConnection[], changeOne: 
 }
 
 /** In whatever order: a database need not have one. */
-function isSame (a: readonly string[], b: readonly string[]): boolean {
+export function isSame (a: readonly string[], b: readonly string[]): boolean {
   return a.every(name => b.includes(name)) && b.every(name => a.includes(name))
 }

@@ -8,6 +8,7 @@ import { StepUp } from '../policy/step-up.js'
 import { parseClientFrame } from '../protocol.js'
 import { retryAfterOf, setContext } from '../request.js'
 import { withVersion } from '../verify/context.js'
+import { now } from './clock.js'
 import { closeConnection, RETRY_AFTER } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
@@ -64,6 +65,8 @@ function apply (connection: GuardedConnection, next: AuthContext, turn: number):
     return
   }
   connection.refreshApplied = turn
+  connection.readAt = now()
+  connection.readWellAt = connection.readAt
   connection.failedRefreshes = 0
   connection.revoked = null
   // The same token, sent again, does not undo what was set since.

@@ -3,6 +3,7 @@
  * key are linked to each other, so that an index costs two references a connection and no collection of its own.
  */
 import type { ConnectionFilter } from '../../types/connection.js'
+import type { AuthContext } from '../../types/context.js'
 import { invalidOption } from '../errors.js'
 import type { Census } from '../observe/metrics.js'
 import type { GuardedConnection } from './connection.js'
@@ -48,7 +49,7 @@ export class Registry {
 
   /** How many there are of each kind, and how many frames they hold back. */
   census (): Census {
-    const byType = new Map<string, number>([['jwt', 0], ['session', 0]])
+    const byType = new Map<string, number>([['jwt', 0], ['oauth2', 0], ['session', 0]])
     let queuedFrames = 0
     for (const { context: { authType }, held } of this.#all) {
       byType.set(authType, Number(byType.get(authType)) + 1)
@@ -85,6 +86,12 @@ export class Registry {
     const found = this.open(filter)
     for (const connection of this.#closing) if (matches(connection, filter)) found.push(connection)
     return found
+  }
+
+  /** Those of one credential, {@link find}. */
+  sharing (context: AuthContext): GuardedConnection[] {
+    const { authType, issuer } = context
+    return this.find(authType === 'session' ? { authType, sessionId: context.sessionId } : { authType, issuer, tokenId: context.tokenId })
   }
 
   * #candidates ({ tokenId, sessionId, userId }: ConnectionFilter): Generator<GuardedConnection> {

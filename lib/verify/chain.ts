@@ -1,8 +1,8 @@
 /** One credential after the other: the bearer first, the session second. */
 import type { FastifyRequest } from 'fastify'
 import type { Verification } from '../../types/audit.js'
-import type { AuthContext, Via } from '../../types/context.js'
-import { FORGED, isRefusal, type Refusal } from '../errors.js'
+import type { AuthContext, AuthType, Claims, Via } from '../../types/context.js'
+import { FORGED, isRefusal, type Forged, type Refusal } from '../errors.js'
 import { attempt, whenReady, type Maybe } from '../maybe.js'
 import type { Tally } from '../observe/tally.js'
 import { excerpt } from '../observe/redaction.js'
@@ -11,14 +11,16 @@ import type { ParsedOptions } from '../options.js'
 import { requestIdOf, routeOf } from '../request.js'
 import type { Revocations } from '../cluster/revocations.js'
 import type { Failures } from '../policy/failures.js'
-import type { PermissionSource } from '../policy/permissions.js'
-import { jwtContext, revokedAs, sessionContext } from './context.js'
+import type { Sources } from '../policy/sources.js'
+import { revokedAs, sessionContext, tokenContext } from './context.js'
 import type { CheckedIdentity } from './identity.js'
-import { claimedBy } from './identify.js'
+import { claimedBy, isJws } from './identify.js'
+import { openIntrospector } from './introspector.js'
 import { createJwtVerifier, type VerifiedToken } from './jwt.js'
 import { realmOf } from './realm.js'
-import { takeTicket, type PresentedTicket, type TicketStore } from './ticket.js'
-import { createSessionVerifier, type SessionVerifier, type VerifiedSession } from './session.js'
+import { takeTicket, type KeptCredential, type PresentedTicket, type TicketStore } from './ticket.js'
+import { createSessionVerifier } from './session.js'
+import { watchSessions, watchTokens, type Watched } from './watched.js'
 
 /** What a caller knows of the request that this folder does not. */
 export interface Presented {
@@ -45,23 +47,24 @@ export interface ChainParts {
   /** null: failures are not counted. */
   readonly failures: Failures | null
   readonly tally: Tally
-  /** null: permissions are what identities say. */
-  readonly permissions: PermissionSource | null
+  /** null: everything is as credentials say. */
+  readonly sources: Sources | null
 }
 
 export type Chain = Awaited<ReturnType<typeof createChain>>
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION, FST_HYBRID_AUTH_MISSING_DEPENDENCY */
-export async function createChain (options: ParsedOptions, { report, onBadIdentity, revocations, tickets, failures, tally, permissions }: ChainParts) {
+export async function createChain (options: ParsedOptions, { report, onBadIdentity, revocations, tickets, failures, tally, sources }: ChainParts) {
   const tracer = new Tracer()
   const jwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt, tally, () => { onBadIdentity('jwt.user') })
-  const realm = options.jwt === undefined ? '' : realmOf(options.jwt)
+  const introspector = options.introspection === undefined ? null : openIntrospector(options.introspection, () => { onBadIdentity('introspection.user') })
+  const realms = { j: options.jwt === undefined ? '' : realmOf(options.jwt), o: options.introspection?.from ?? '' }
   const sessions = options.session === undefined ? null : await createSessionVerifier(options.session, () => { onBadIdentity('session.user') })
 
   /** Who the request comes from. Neither throws nor rejects. */
   function authenticate (request: FastifyRequest, { bearer, mayUseCookie }: Presented): Maybe<AuthContext | Refusal> {
     if (bearer === null) return trySession(request, mayUseCookie)
-    return whenReady(tryJwt(request, bearer, request), outcome => {
+    return whenReady(tryToken(request, bearer, request), outcome => {
       if (!isRefusal(outcome) || options.fallback === 'absent' || sessions?.isPresented(request) !== true) return outcome
       // Where the session does not help either, the bearer's refusal tells the client what to do.
       return whenReady(trySession(request, mayUseCookie, outcome), second =>
@@ -69,21 +72,24 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
     })
   }
 
-  function tryJwt (request: FastifyRequest, { token, via }: NonNullable<Presented['bearer']>, presented: object): Maybe<AuthContext | Refusal> {
-    if (jwt === null) return INVALID_TOKEN
-    return closed(request, 'jwt', () => failures?.isBlocked(request, presented) === true
+  function tryToken (request: FastifyRequest, { token, via }: NonNullable<Presented['bearer']>, presented: object): Maybe<AuthContext | Refusal> {
+    // A JWT proves by itself whether it is good: of what is forged nobody is asked.
+    const isOpaque = introspector !== null && (jwt === null || !isJws(token))
+    const verifier = isOpaque ? introspector : jwt
+    if (verifier === null) return INVALID_TOKEN
+    const authType = isOpaque ? 'oauth2' : 'jwt'
+    return closed(request, isOpaque ? 'introspection' : 'jwt', () => failures?.isBlocked(request, presented) === true
       ? TOO_MANY
-      : whenReady(jwt.verify(token), (outcome): Maybe<AuthContext | Refusal> => {
+      : whenReady(verifier.verify(token), (outcome): Maybe<AuthContext | Refusal> => {
         if (outcome === FORGED) return failures?.count(request, presented, INVALID_TOKEN, () => claimedBy(token)) ?? INVALID_TOKEN
-        return whenReady(grounded(outcome, issuerOf(outcome)), token => isRefusal(token) ? token : unlessRevoked(jwtContext(token, via)))
+        return whenReady(grounded(outcome, issuerOf(outcome)), token => isRefusal(token) ? token : unlessRevoked(tokenContext(authType, token, via)))
       }))
   }
 
-  /** The permissions that the application's source has, where there is one. */
+  /** With what the application's sources know, where there are some. */
   function grounded<T extends { readonly identity: CheckedIdentity }> (outcome: T | Refusal, issuer: string | null): Maybe<T | Refusal> {
-    if (permissions === null || isRefusal(outcome)) return outcome
-    const { identity } = outcome
-    return whenReady(permissions.find(issuer, identity.user), found => isRefusal(found) ? found : { ...outcome, identity: { ...identity, permissions: found } })
+    if (sources === null || isRefusal(outcome)) return outcome
+    return whenReady(sources.complete(issuer, outcome.identity), identity => isRefusal(identity) ? identity : { ...outcome, identity })
   }
 
   /** Every credential comes by here, remembered or not, at every use. */
@@ -97,14 +103,10 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   function redeem (request: FastifyRequest, presented: PresentedTicket): Maybe<AuthContext | Refusal> {
     return closed(request, 'ticket', () => failures?.isBlocked(request, request) === true
       ? TOO_MANY
-      : whenReady(takeTicket({ store: tickets, realm }, presented), (kept): Maybe<AuthContext | Refusal> => {
+      : whenReady(takeTicket({ store: tickets, realms }, presented), (kept): Maybe<AuthContext | Refusal> => {
         if (kept === FORGED) return failures?.count(request, request, INVALID_TICKET, () => null) ?? INVALID_TICKET
         if (isRefusal(kept)) return kept
-        const again: Maybe<AuthContext | Refusal> = kept.authType === 'session'
-          ? whenReady(groundedTicket(sessions?.reread(request, kept.sessionId), () => null), session =>
-            isRefusal(session) ? session : sessionContext(session, undefined, 'ticket'))
-          : whenReady(groundedTicket(jwt?.recheck(kept), issuerOf), token => isRefusal(token) ? token : jwtContext(token, 'ticket'))
-        return whenReady(again, context => {
+        return whenReady(verifyKept(request, kept), context => {
           if (isRefusal(context)) return context
           const isSame = context.userId === kept.userId && context.tenantId === kept.tenantId
           return isSame ? unlessRevoked(context) : INVALID_TICKET
@@ -112,13 +114,23 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
       }))
   }
 
+  function verifyKept (request: FastifyRequest, kept: KeptCredential): Maybe<AuthContext | Refusal> {
+    if (kept.authType === 'session') {
+      return whenReady(groundedTicket(sessions?.reread(request, kept.sessionId), () => null), session =>
+        isRefusal(session) ? session : sessionContext(session, undefined, 'ticket'))
+    }
+    const { authType } = kept
+    return whenReady(groundedTicket(authType === 'jwt' ? jwt?.recheck(kept) : introspector?.verify(kept.token), issuerOf), token =>
+      isRefusal(token) ? token : tokenContext(authType, token, 'ticket'))
+  }
+
   /** Whatever is wrong with what a ticket stands for, it is the ticket that is refused. */
-  function groundedTicket<T extends { readonly identity: CheckedIdentity }> (again: Maybe<T | Refusal> | undefined, issuer: (of: T) => string | null): Maybe<T | Refusal> {
-    return whenReady(again ?? INVALID_TICKET, (outcome): Maybe<T | Refusal> => isRefusal(outcome) ? INVALID_TICKET : grounded(outcome, issuer(outcome)))
+  function groundedTicket<T extends { readonly identity: CheckedIdentity }> (again: Maybe<T | Refusal | Forged> | undefined, issuer: (of: T) => string | null): Maybe<T | Refusal> {
+    return whenReady(again ?? INVALID_TICKET, (outcome): Maybe<T | Refusal> => outcome === FORGED || isRefusal(outcome) ? INVALID_TICKET : grounded(outcome, issuer(outcome)))
   }
 
   function verifyToken (request: FastifyRequest, token: string): Maybe<AuthContext | Refusal> {
-    return tryJwt(request, { token, via: 'message' }, {})
+    return tryToken(request, { token, via: 'message' }, {})
   }
 
   function trySession (request: FastifyRequest, mayUseCookie: () => boolean, fallbackFrom?: Refusal): Maybe<AuthContext | Refusal> {
@@ -132,8 +144,11 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
       }))
   }
 
+  const parts = { grounded, closed, report }
   return {
-    realm,
+    realms,
+    readSigned: jwt?.readSigned ?? null,
+    tokenOf: (claims: Claims): string | null => introspector?.tokenOf(claims) ?? null,
     tracer,
     authenticate (request: FastifyRequest, presented: Presented) {
       if (!tracer.isActive) return authenticate(request, presented)
@@ -149,25 +164,10 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
       if (!tracer.isActive) return verifyToken(request, token)
       return tracer.trace(verificationOf(request, 'token'), outcomeOf, () => verifyToken(request, token))
     },
-    /** null where there are no sessions. */
-    sessions: sessions === null ? null : liveSessions(sessions)
-  }
-
-  function liveSessions ({ settings, reread, touch }: SessionVerifier) {
-    return {
-      settings,
-      /** What the store holds of a session now. Neither throws nor rejects. */
-      reread: (request: FastifyRequest, sessionId: string) =>
-        closed<VerifiedSession | Refusal>(request, 'session', () => whenReady(reread(request, sessionId), session => grounded(session, null))),
-      /** When the session now ends; null where the store did not extend it. null itself where that was not asked for. */
-      touch: touch === null
-        ? null
-        : (request: FastifyRequest, sessionId: string): Promise<number | null> =>
-            touch(request, sessionId).catch((error: unknown) => {
-              report(request, 'session.touch', error)
-              return null
-            })
-    }
+    watched: {
+      ...(sessions !== null && { session: watchSessions(sessions, parts) }),
+      ...(introspector !== null && options.introspection !== undefined && { oauth2: watchTokens(introspector, options.introspection.watch, parts) })
+    } satisfies Partial<Record<AuthType, Watched>>
   }
 
   function closed<T> (request: FastifyRequest, where: string, run: () => Maybe<T>): Maybe<T | Refusal> {

@@ -17,7 +17,13 @@ const MAX_NAME = 1024
 // The furthest time that a Date holds (ECMA-262 §21.4.1.1), in seconds.
 const MAX_NUMERIC_DATE = 8.64e12
 
-export function createClaimsCheck (options: Omit<ParsedJwtOptions, 'key'>) {
+/** The options that are about claims. */
+export interface ClaimsOptions extends Pick<ParsedJwtOptions, 'clockTolerance' | 'maxAge' | 'allowNoExpiry' | 'typ'> {
+  readonly issuer?: readonly string[] | undefined
+  readonly audience?: readonly string[] | undefined
+}
+
+export function createClaimsCheck (options: ClaimsOptions) {
   const { issuer, audience, clockTolerance, maxAge, allowNoExpiry } = options
   const typ = options.typ === undefined ? undefined : mediaType(options.typ)
 
@@ -34,6 +40,14 @@ export function createClaimsCheck (options: Omit<ParsedJwtOptions, 'key'>) {
     const ends = Math.min(exp ?? Infinity, maxAge === undefined || iat === undefined ? Infinity : iat + maxAge) + clockTolerance
     return within({ notBefore: starts * 1000, notAfter: ends === Infinity ? null : ends * 1000 })
   }
+}
+
+/** The one event that a provider tells of in a token of its own (OpenID Connect Back-Channel Logout 1.0 §2.4). */
+const LOGOUT_EVENT = 'http://schemas.openid.net/event/backchannel-logout'
+
+/** Whether claims are those of a logout token: signed by the same keys, for the same audience, and a credential for nothing. */
+export function isLogout ({ events }: PlainObject): boolean {
+  return typeof events === 'object' && events !== null && LOGOUT_EVENT in events
 }
 
 /** The part of the check that the clock can change: repeated for every use of a cached verdict. */

@@ -6,10 +6,10 @@ import type { VerifiedSession } from './session.js'
 
 const FIRST_VERSION = 1
 
-export function jwtContext ({ identity, claims, tokenId, expiresAt }: VerifiedToken, via: Via): AuthContext {
+export function tokenContext (authType: 'jwt' | 'oauth2', { identity, claims, tokenId, expiresAt }: VerifiedToken, via: Via): AuthContext {
   const { userId, role, permissions, tenantId, user } = identity
   return Object.freeze({
-    authType: 'jwt', userId, role, permissions, tenantId, user, via, issuer: claims.iss ?? null,
+    authType, userId, role, permissions, tenantId, user, via, issuer: claims.iss ?? null,
     authenticatedAt: Date.now(), expiresAt, version: FIRST_VERSION, claims, tokenId
   })
 }

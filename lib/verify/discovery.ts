@@ -6,7 +6,7 @@ import { fetchBounded, isSafe, ProviderFailed } from './fetch.js'
 export async function discoverKeys (issuer: string, signal: AbortSignal): Promise<URL> {
   const address = new URL(issuer)
   const response = await discoveryRequest(address, {
-    [customFetch]: (url, { headers }) => fetchBounded(url, headers, signal),
+    [customFetch]: (url, { headers }) => fetchBounded(url, { headers }, signal),
     // That it is on this machine, if so, was checked with the options.
     [allowInsecureRequests]: true
   })

@@ -25,8 +25,8 @@ export function isSafe ({ protocol, hostname, username, password }: URL): boolea
 }
 
 /** As `fetch`, but with a body that is bounded and read already, and without redirects: where they lead is not who was asked. */
-export async function fetchBounded (url: URL | string, headers: Record<string, string>, signal: AbortSignal): Promise<Response> {
-  const response = await fetch(url, { headers, redirect: 'manual', signal })
+export async function fetchBounded (url: URL | string, init: Pick<RequestInit, 'method' | 'headers' | 'body'>, signal: AbortSignal): Promise<Response> {
+  const response = await fetch(url, { ...init, redirect: 'manual', signal })
   const chunks: Uint8Array[] = []
   let length = 0
   const body: AsyncIterable<Uint8Array> | null = response.body
@@ -42,7 +42,7 @@ export async function fetchBounded (url: URL | string, headers: Record<string, s
 
 /** A JSON object. @throws ProviderFailed, and what `fetch` throws */
 export async function fetchObject (url: URL, signal: AbortSignal): Promise<object> {
-  const response = await fetchBounded(url, { accept: 'application/json' }, signal)
+  const response = await fetchBounded(url, { headers: { accept: 'application/json' } }, signal)
   if (response.status !== 200) throw new ProviderFailed(`status ${response.status}`)
   const value: unknown = await response.json().catch(() => null)
   if (typeof value !== 'object' || value === null) throw new ProviderFailed('the answer is no JSON object')

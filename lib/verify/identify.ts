@@ -31,6 +31,17 @@ export function identifyToken (token: string): NamedToken | null {
   }
 }
 
+/** {@link identifyToken}, or for an opaque one its hash: nothing in it names it, and it is spelled in one way only. */
+export function nameOfToken (token: string): NamedToken {
+  return identifyToken(token) ?? { tokenId: 'sha256:' + createHash('sha256').update(token).digest('base64url'), issuer: null, expiresAt: null }
+}
+
+/** Whether it is one of the three parts of a JWS (RFC 7515 §7.1), the first of them a JSON object. */
+export function isJws (token: string): boolean {
+  const [, header = ''] = THREE_SEGMENTS.exec(token) ?? []
+  return header !== '' && readClaims(header) !== null
+}
+
 /** Whom a token says it is of. Nothing of it is verified. null: it does not say. */
 export function claimedBy (token: string): { readonly userId: string, readonly issuer: string | null } | null {
   const [, , payload = ''] = THREE_SEGMENTS.exec(token) ?? []

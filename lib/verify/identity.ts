@@ -27,11 +27,12 @@ function checked (user: PlainObject): CheckedIdentity | null {
 }
 
 function isIdentity (user: PlainObject): user is PlainObject & Identity {
-  const { userId, role, permissions, tenantId, issuedAt, acr } = user
+  const { userId, role, permissions, tenantId, issuedAt, acr, sid } = user
   return isName(userId) &&
     (issuedAt == null || typeof issuedAt === 'number') &&
     (role == null || isName(role)) &&
     (acr == null || isName(acr)) &&
+    (sid == null || isName(sid)) &&
     (tenantId == null || isName(tenantId)) &&
     (permissions == null || (Array.isArray(permissions) && permissions.every(item => typeof item === 'string')))
 }

@@ -1,17 +1,14 @@
 /** A bearer JWT to what it proves: form, key, signature, claims, in that order, and a memory of successes. */
-import { isUtf8 } from 'node:buffer'
 import type { Claims } from '../../types/context.js'
 import { FORGED, isRefusal, type Forged, type Refusal } from '../errors.js'
 import { adopt, whenReady, type Maybe } from '../maybe.js'
 import type { ParsedJwtOptions } from '../options.js'
 import { GenerationCache } from '../cache.js'
-import { issuerIn, tokenHash } from './identify.js'
-import { createClaimsCheck, within, type Validity } from './claims.js'
+import { tokenHash } from './identify.js'
+import { createClaimsCheck, isLogout, within, type Validity } from './claims.js'
 import { checkIdentity, identityFromClaims, type CheckedIdentity } from './identity.js'
-import { createKeyring } from './keyring.js'
-import type { SignatureVerifier } from './keys.js'
 import { freezeParsed, type PlainObject } from './plain.js'
-import { createFormCheck, type WellFormed } from './token.js'
+import { createSignedReader, type Signed } from './signed.js'
 
 /** A token that was verified, and who it names. */
 export interface VerifiedToken {
@@ -46,13 +43,12 @@ export interface CacheCounts {
  * @throws FST_HYBRID_AUTH_INVALID_OPTION on a key that cannot be used
  */
 export function createJwtVerifier (options: ParsedJwtOptions, counts: CacheCounts, onBadIdentity: () => void) {
-  const keyring = createKeyring(options.key, options.algorithms)
-  const { checkForm, remember } = createFormCheck(options.algorithms, options.maxTokenLength)
+  const { read, remember, keepFor } = createSignedReader(options)
   const checkClaims = createClaimsCheck(options)
   const successes = new GenerationCache<Success>(CACHE_ENTRIES, CACHE_BYTES)
   const mapUser = options.user
 
-  return { verify: verifyJwt, recheck }
+  return { verify: verifyJwt, recheck, readSigned: read }
 
   /** A refusal, or what the token proves. @throws, or rejects with, what a key function or mapper throws */
   function verifyJwt (token: string): Maybe<VerifiedToken | Refusal | Forged> {
@@ -80,29 +76,25 @@ export function createJwtVerifier (options: ParsedJwtOptions, counts: CacheCount
   }
 
   function verifyAnew (token: string): Maybe<VerifiedToken | Refusal | Forged> {
-    const wellFormed = checkForm(token)
-    if (wellFormed === null) return FORGED
-    return whenReady(keyring.find(wellFormed.header, () => issuerIn(wellFormed.payloadSegment)), (verifier): Maybe<VerifiedToken | Refusal | Forged> => {
-      if (verifier?.signatureLength !== wellFormed.signatureLength) return FORGED
-      const success = verifySigned(token, wellFormed, verifier)
-      if (typeof success === 'string') return success
-      remember(wellFormed)
+    return whenReady(read(token), (signed): Maybe<VerifiedToken | Refusal | Forged> => {
+      if (signed === null) return FORGED
+      const success = judge(signed)
+      if (isRefusal(success)) return success
+      remember(signed.wellFormed)
       successes.set(token, success)
       return identify(success)
     })
   }
 
-  function verifySigned (token: string, { header, headerSegment, payloadSegment }: WellFormed, verify: SignatureVerifier): Success | Refusal | Forged {
-    const claims = readClaims(token, payloadSegment, verify)
-    if (claims === null) return FORGED
-    const validity = checkClaims(claims, header.typ)
+  function judge ({ wellFormed: { header, headerSegment, payloadSegment }, claims }: Signed): Success | Refusal {
+    const validity = isLogout(claims) ? INVALID : checkClaims(claims, header.typ)
     if (isRefusal(validity)) return validity
     const identity = identityOf(claims)
     if (identity === null && mapUser === undefined) return INVALID
     const tokenId = typeof claims.jti === 'string' ? claims.jti : tokenHash(headerSegment, payloadSegment)
     // Written out: spreading one member more costs a tenth of a verification.
     const { notBefore, notAfter } = validity
-    return { notBefore, notAfter, claims, tokenId, identity, keepUntil: Date.now() + keyring.keepFor }
+    return { notBefore, notAfter, claims, tokenId, identity, keepUntil: Date.now() + keepFor }
   }
 
   function identify ({ claims, tokenId, identity, notAfter: expiresAt }: Success): Maybe<VerifiedToken | Refusal> {
@@ -113,27 +105,4 @@ export function createJwtVerifier (options: ParsedJwtOptions, counts: CacheCount
       return checked === null ? INVALID : { claims, tokenId, identity: checked, expiresAt }
     })
   }
-}
-
-/** null: the signature is wrong, or the payload is not UTF-8, not an object, or nested past measure. */
-function readClaims (token: string, payloadSegment: string, verify: SignatureVerifier): PlainObject | null {
-  const { stackTraceLimit } = Error
-  // A bad signature is told by throwing, and a stack that nobody reads would make it dearer than a good one.
-  Reflect.set(Error, 'stackTraceLimit', 0)
-  const payload = orNull(() => verify(token))
-  Reflect.set(Error, 'stackTraceLimit', stackTraceLimit)
-  if (!isObject(payload) || !isUtf8(Buffer.from(payloadSegment, 'base64url'))) return null
-  return orNull(() => freezeParsed(payload))
-}
-
-function orNull<T> (run: () => T): T | null {
-  try {
-    return run()
-  } catch {
-    return null
-  }
-}
-
-function isObject (value: unknown): value is object {
-  return typeof value === 'object' && value !== null
 }

@@ -17,17 +17,17 @@ const KEY_FUNCTION_KEEP = 30_000
 const MAX_IMPORTED_KEYS = 256
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION */
-export function createKeyring (key: JwtOptions['key'], algorithms: readonly Algorithm[]): Keyring {
+export function createKeyring (key: JwtOptions['key'], algorithms: readonly Algorithm[], under = 'jwt'): Keyring {
   if (typeof key === 'function') return fromFunction(key, algorithms)
-  if (isKeySource(key)) return fromSource(key, algorithms)
-  if (isKeyMap(key)) return fromMap(key, algorithms)
-  const only = importOption(key, algorithms, true, 'jwt.key')
+  if (isKeySource(key)) return fromSource(key, algorithms, under)
+  if (isKeyMap(key)) return fromMap(key, algorithms, under)
+  const only = importOption(key, algorithms, true, `${under}.key`)
   return { find: header => only.get(header.alg) ?? null, keepFor: Infinity }
 }
 
-function fromSource (source: KeySource, algorithms: readonly Algorithm[]): Keyring {
+function fromSource (source: KeySource, algorithms: readonly Algorithm[], under: string): Keyring {
   // A shared secret is published nowhere.
-  if (algorithms.some(algorithm => algorithm.startsWith('HS'))) throw invalidOption('jwt.algorithms', 'HMAC does not go with keys that an issuer publishes')
+  if (algorithms.some(algorithm => algorithm.startsWith('HS'))) throw invalidOption(`${under}.algorithms`, 'HMAC does not go with keys that an issuer publishes')
   return { ...openKeys(source, algorithms), keepFor: KEY_FUNCTION_KEEP }
 }
 
@@ -35,14 +35,14 @@ function isKeyMap (key: Exclude<JwtOptions['key'], KeyFunction | KeySource>): ke
   return typeof key === 'object' && !Array.isArray(key) && !Buffer.isBuffer(key) && !(key instanceof KeyObject) && !isPinned(key)
 }
 
-function fromMap (keys: Readonly<Record<string, KeyMaterial | PinnedKey>>, algorithms: readonly Algorithm[]): Keyring {
+function fromMap (keys: Readonly<Record<string, KeyMaterial | PinnedKey>>, algorithms: readonly Algorithm[], under: string): Keyring {
   const entries = Object.entries(keys)
-  if (entries.length === 0) throw invalidOption('jwt.key', 'names no key')
-  if (Object.hasOwn(keys, 'kty')) throw invalidOption('jwt.key', 'is a JWK; import it with createPublicKey({ key, format: \'jwk\' })')
+  if (entries.length === 0) throw invalidOption(`${under}.key`, 'names no key')
+  if (Object.hasOwn(keys, 'kty')) throw invalidOption(`${under}.key`, 'is a JWK; import it with createPublicKey({ key, format: \'jwk\' })')
   const byKid = new Map(entries.map(([kid, given]) => {
-    const imported = importOption(given, algorithms, false, `jwt.key.${kid}`)
+    const imported = importOption(given, algorithms, false, `${under}.key.${kid}`)
     // RFC 8725 §3.1: a key is used with exactly one algorithm.
-    if (imported.size > 1) throw invalidOption(`jwt.key.${kid}`, 'fits more than one of algorithms; write { key, algorithm }')
+    if (imported.size > 1) throw invalidOption(`${under}.key.${kid}`, 'fits more than one of algorithms; write { key, algorithm }')
     return [kid, imported]
   }))
   return {

@@ -1,4 +1,4 @@
-/** `fastify-hybrid-auth/providers`: keys that an identity provider publishes. */
+/** `fastify-hybrid-auth/providers`: keys that an identity provider publishes, and tokens that it is asked about. */
 import * as v from 'valibot'
 import type { Algorithm } from '../../types/options.js'
 import { invalidOption } from '../errors.js'
@@ -86,4 +86,7 @@ function ofOne (keys: RemoteKeys): SourcedKeys {
   return { find: ({ kid, alg }) => keys.find(kid, alg) }
 }
 
+export { introspection, type IntrospectionOptions } from './introspection.js'
+export type { AssertionAlgorithm, ClientAuthentication, ClientKey } from './authorization-server.js'
+export type { IntrospectionSource } from './introspector.js'
 export type { KeySource } from './key-source.js'

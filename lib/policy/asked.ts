@@ -1,0 +1,156 @@
+/** What the application's own source says of users: asked once for whoever asks at the same time, and remembered for a while. */
+import { createHash } from 'node:crypto'
+import type { Identity } from '../../types/context.js'
+import { GenerationCache } from '../cache.js'
+import { settledWithin } from '../deadline.js'
+import type { Refusal } from '../errors.js'
+import { adopt, attempt, whenReady, type Maybe } from '../maybe.js'
+
+/** As the options `permissions` and `enrich` are given. */
+export type AskUser = (identity: Identity) => unknown
+
+export interface AskedParts<V> {
+  readonly ask: AskUser
+  /** What an answer means for an identity. @throws on one that means nothing */
+  readonly read: (given: unknown, identity: Identity) => V
+  /** How long an answer is good, in milliseconds, for changes that nobody tells of. */
+  readonly maxAge: number
+  /** In milliseconds. */
+  readonly timeout: number
+  readonly onFault: (error: unknown) => void
+  /** null: this process remembers for itself. */
+  readonly shared: SharedMemory | null
+}
+
+/** What the nodes of a cluster remember of users together. No method throws or rejects. */
+export interface SharedMemory {
+  /** null: it cannot be asked. `version` is what an answer that is asked for now may be kept under. */
+  recall (userId: string, key: string): Promise<{ readonly value: string | null, readonly until: number, readonly version: string } | null>
+  /** Does nothing where the user was forgotten since. @param until in milliseconds since the epoch */
+  keep (userId: string, key: string, value: string, until: number, version: string): void
+  forget (userId: string): void
+}
+
+interface Known<V> {
+  readonly value: V
+  readonly until: number
+}
+
+interface Flight<V> {
+  readonly userId: string
+  readonly answer: Promise<V | Refusal>
+  /** What it brings was asked for before something changed. */
+  isStale: boolean
+}
+
+const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
+const MAX_USERS = 10_000
+/** Identities of one user: tokens may name the same one with other rights. */
+const MAX_IDENTITIES = 16
+
+export class Asked<V extends object> {
+  readonly #parts: AskedParts<V>
+  readonly #users = new GenerationCache<Map<string, Known<V>>>(MAX_USERS)
+  readonly #flights = new Map<string, Flight<V>>()
+
+  constructor (parts: AskedParts<V>) {
+    this.#parts = parts
+  }
+
+  /** What is read from the answer, or a refusal where the source fails. Neither throws nor rejects. */
+  find (issuer: string | null, identity: Identity): Maybe<V | Refusal> {
+    const key = keyOf(issuer, identity)
+    return this.#known(identity.userId, key) ?? this.#join(key, identity)
+  }
+
+  /** What is remembered; null: nothing is. */
+  known (issuer: string | null, identity: Identity): V | null {
+    return this.#known(identity.userId, keyOf(issuer, identity))
+  }
+
+  /** What was known of the user is asked for again, by whoever is waiting for it as well. */
+  forget (userId: string): void {
+    this.#users.delete(userId)
+    this.#parts.shared?.forget(userId)
+    for (const [key, flight] of this.#flights) {
+      if (flight.userId !== userId) continue
+      flight.isStale = true
+      this.#flights.delete(key)
+    }
+  }
+
+  #known (userId: string, key: string): V | null {
+    const known = this.#users.get(userId)?.get(key)
+    return known !== undefined && Date.now() < known.until ? known.value : null
+  }
+
+  #join (key: string, identity: Identity): Maybe<V | Refusal> {
+    const { userId } = identity
+    const flight = this.#flights.get(key)
+    if (flight !== undefined) return flight.answer
+    const { shared, timeout } = this.#parts
+    const asked = shared === null ? this.#ask(identity) : this.#recall(shared, key, identity)
+    if (!(asked instanceof Promise)) return this.#keep(userId, key, asked)
+    const mine: Flight<V> = {
+      userId,
+      isStale: false,
+      answer: settledWithin<Known<V> | Refusal | null>(asked, timeout, null).then(late => {
+        const answer = late ?? this.#failed(new Error('no answer in time'))
+        if (mine.isStale) return this.#join(key, identity)
+        this.#flights.delete(key)
+        return this.#keep(userId, key, answer)
+      })
+    }
+    this.#flights.set(key, mine)
+    return mine.answer
+  }
+
+  #ask (identity: Identity, onAnswer?: (given: unknown, until: number) => void): Maybe<Known<V> | Refusal> {
+    const { ask, read, maxAge } = this.#parts
+    return attempt(() => whenReady(adopt(ask(identity)), given => {
+      const value = read(given, identity)
+      const until = Date.now() + maxAge
+      onAnswer?.(given, until)
+      return { value, until }
+    }), error => this.#failed(error))
+  }
+
+  /** Another node may have asked already. */
+  async #recall (shared: SharedMemory, key: string, identity: Identity): Promise<Known<V> | Refusal> {
+    const { userId } = identity
+    const found = await shared.recall(userId, key)
+    if (found?.value == null || found.until <= Date.now()) {
+      return this.#ask(identity, (given, until) => {
+        if (found !== null) shared.keep(userId, key, JSON.stringify(given), until, found.version)
+      })
+    }
+    const { value, until } = found
+    return attempt(() => ({ value: this.#parts.read(JSON.parse(value), identity), until }), error => this.#failed(error))
+  }
+
+  #keep (userId: string, key: string, answer: Known<V> | Refusal): V | Refusal {
+    if (typeof answer === 'string') return answer
+    const known = this.#users.get(userId) ?? new Map<string, Known<V>>()
+    if (known.size >= MAX_IDENTITIES) known.clear()
+    known.set(key, answer)
+    this.#users.set(userId, known)
+    return answer.value
+  }
+
+  #failed (error: unknown): Refusal {
+    this.#parts.onFault(error)
+    return UNAVAILABLE
+  }
+}
+
+/** An identity is asked about more than once: by its handshake, and again when its connection is there. */
+const keys = new WeakMap<Identity, { readonly issuer: string | null, readonly key: string }>()
+
+/** Of everything that the source may look at: two tokens of one user need not have the same rights. As short as it may be large. */
+function keyOf (issuer: string | null, identity: Identity): string {
+  const known = keys.get(identity)
+  if (known?.issuer === issuer) return known.key
+  const key = createHash('sha256').update(JSON.stringify([issuer, identity])).digest('base64url')
+  keys.set(identity, { issuer, key })
+  return key
+}

@@ -1,0 +1,158 @@
+/** Tokens that their authorization server is asked about: once for all who wait for the same one, and remembered for a while. */
+import { createHash } from 'node:crypto'
+import type { Claims } from '../../types/context.js'
+import type { JwtOptions } from '../../types/options.js'
+import { GenerationCache } from '../cache.js'
+import { FORGED, isRefusal, type Forged, type Refusal } from '../errors.js'
+import { adopt, whenReady, type Maybe } from '../maybe.js'
+import { Breaker } from './breaker.js'
+import { createClaimsCheck, within, type Validity } from './claims.js'
+import { nameOfToken } from './identify.js'
+import { checkIdentity, identityFromClaims, type CheckedIdentity } from './identity.js'
+import type { Introspector } from './introspector.js'
+import type { VerifiedToken } from './jwt.js'
+import { freezeParsed, type PlainObject } from './plain.js'
+
+export interface TokenSettings {
+  readonly issuer?: readonly string[] | undefined
+  readonly audience?: readonly string[] | undefined
+  /** In seconds. */
+  readonly clockTolerance: number
+  /** How long an answer is remembered, in milliseconds: a good one, and any other. */
+  readonly maxAge: number
+  readonly negativeMaxAge: number
+  /** In milliseconds. */
+  readonly timeout: number
+  /** In characters. */
+  readonly maxTokenLength: number
+  readonly user?: JwtOptions['user']
+}
+
+/** What the server says of a token; null: it is not active. Rejects where there is no answer. */
+export type Ask = (token: string, signal: AbortSignal) => Promise<object | null>
+
+interface Active extends Validity {
+  readonly claims: Claims
+  readonly tokenId: string
+  /** null: the application's mapper says who it is, each time anew. */
+  readonly identity: CheckedIdentity | null
+  readonly keepUntil: number
+  /** In bytes, about. */
+  readonly size: number
+}
+
+interface Inactive {
+  readonly refusal: Refusal
+  readonly keepUntil: number
+}
+
+const INVALID: Refusal = 'FST_HYBRID_AUTH_INVALID_TOKEN'
+/** b64token of RFC 6750 §2.1. */
+const TOKEN = /^[A-Za-z0-9\-._~+/]+=*$/
+const ENTRIES = 20_000
+const BYTES = 64 * 1024 * 1024
+
+export class RemoteTokens implements Introspector {
+  readonly #ask: Ask
+  readonly #settings: TokenSettings
+  readonly #onBadIdentity: () => void
+  readonly #checkClaims
+  readonly #breaker = new Breaker()
+  readonly #active = new GenerationCache<Active>(ENTRIES, BYTES, (key, { size }) => key.length * 2 + size)
+  readonly #inactive = new GenerationCache<Inactive>(ENTRIES)
+  readonly #flights = new Map<string, Promise<Active | Refusal>>()
+  /** What is asked about again has to be sent again; no context shows it. */
+  readonly #tokens = new WeakMap<Claims, string>()
+
+  constructor (ask: Ask, settings: TokenSettings, onBadIdentity: () => void) {
+    this.#ask = ask
+    this.#settings = settings
+    this.#onBadIdentity = onBadIdentity
+    this.#checkClaims = createClaimsCheck({ ...settings, maxAge: undefined, allowNoExpiry: true })
+  }
+
+  verify (token: string): Maybe<VerifiedToken | Refusal | Forged> {
+    if (token.length > this.#settings.maxTokenLength || !TOKEN.test(token)) return FORGED
+    const key = keyOf(token)
+    const time = Date.now()
+    const known = this.#active.get(key)
+    if (known !== undefined && time < known.keepUntil) {
+      const valid = within(known)
+      return isRefusal(valid) ? valid : this.#identify(known)
+    }
+    const refused = this.#inactive.get(key)
+    if (refused !== undefined && time < refused.keepUntil) return refused.refusal
+    // What merely ended since, and what others ask about as well, is no guess of whoever asks.
+    const isGuess = known === undefined && !this.#flights.has(key)
+    return this.#find(key, token).then(found => {
+      if (!isRefusal(found)) return this.#identify(found)
+      return isGuess && found === INVALID ? FORGED : found
+    })
+  }
+
+  reverify (claims: Claims): Maybe<VerifiedToken | Refusal> {
+    const token = this.tokenOf(claims)
+    if (token === null) return INVALID
+    return this.#find(keyOf(token), token).then(found => isRefusal(found) ? found : this.#identify(found))
+  }
+
+  tokenOf (claims: Claims): string | null {
+    return this.#tokens.get(claims) ?? null
+  }
+
+  #find (key: string, token: string): Promise<Active | Refusal> {
+    const known = this.#flights.get(key)
+    if (known !== undefined) return known
+    const flight = this.#breaker.run(() => this.#ask(token, AbortSignal.timeout(this.#settings.timeout)))
+      .then(answer => this.#keep(key, token, answer))
+      .finally(() => { this.#flights.delete(key) })
+    this.#flights.set(key, flight)
+    return flight
+  }
+
+  #keep (key: string, token: string, answer: object | null): Active | Refusal {
+    const { maxAge, negativeMaxAge } = this.#settings
+    const found = answer === null ? INVALID : this.#read(token, answer, Date.now() + maxAge)
+    if (isRefusal(found)) {
+      this.#active.delete(key)
+      this.#inactive.set(key, { refusal: found, keepUntil: Date.now() + negativeMaxAge })
+      return found
+    }
+    this.#inactive.delete(key)
+    this.#active.set(key, found)
+    this.#tokens.set(found.claims, token)
+    return found
+  }
+
+  #read (token: string, answer: object, keepUntil: number): Active | Refusal {
+    const { tokenId, issuer } = nameOfToken(token)
+    // Of a token that says itself who issued it, and is active, that is as true as the rest.
+    const claims = freezeParsed('iss' in answer || issuer === null ? answer : { ...answer, iss: issuer })
+    if (!isAccessToken(claims)) return INVALID
+    const validity = this.#checkClaims(claims, undefined)
+    if (isRefusal(validity)) return validity
+    const identity = this.#settings.user === undefined ? identityFromClaims(claims) : null
+    if (identity === null && this.#settings.user === undefined) return INVALID
+    return { ...validity, claims, tokenId, identity, keepUntil, size: JSON.stringify(claims).length * 2 }
+  }
+
+  #identify ({ claims, tokenId, identity, notAfter: expiresAt }: Active): Maybe<VerifiedToken | Refusal> {
+    if (identity !== null) return { claims, tokenId, identity, expiresAt }
+    return whenReady(adopt(this.#settings.user?.(claims) ?? null), mapped => {
+      const checked = checkIdentity(mapped)
+      if (checked === null && mapped !== null) this.#onBadIdentity()
+      return checked === null ? INVALID : { claims, tokenId, identity: checked, expiresAt }
+    })
+  }
+}
+
+/** A server may be asked about refresh tokens as well (RFC 7662 §4), and tells by these names, if at all, which kind one is. */
+function isAccessToken ({ token_type: type, token_use: use }: PlainObject): boolean {
+  return (type === undefined || (typeof type === 'string' && type.toLowerCase() === 'bearer')) &&
+    (use === undefined || use === 'access_token' || use === 'access')
+}
+
+/** Nothing that is kept is a credential. */
+function keyOf (token: string): string {
+  return createHash('sha256').update(token).digest('base64url')
+}
