@@ -4,11 +4,11 @@ import { Registry } from 'prom-client'
 import { createClient } from 'redis'
 import { describe, expect, test } from 'tstyche'
 import hybridAuth, {
-  hybridAuth as named, type AuditEvent, type AuthContext, type AuthErrorCode, type CommandResult, type HybridAuthOptions,
-  type Identity, type PublishResult, type RevokeTarget, type RoomOptions, type RouteAuth, type Verification
+  hybridAuth as named, type AuditEvent, type AuthContext, type AuthErrorCode, type BackchannelLogoutOptions, type Claims,
+  type CommandResult, type HybridAuthOptions, type Identity, type OAuth2Context, type PublishResult, type RevokeTarget, type RoomOptions, type RouteAuth, type Verification
 } from '../lib/index.js'
 import { redisCluster } from '../lib/cluster/redis.js'
-import { discover, jwks } from '../lib/verify/providers.js'
+import { discover, introspection, jwks } from '../lib/verify/providers.js'
 import { CLOSE, type CloseAction } from '../lib/protocol.js'
 
 declare module '../lib/index.js' {
@@ -140,6 +140,32 @@ describe('identity providers', () => {
     expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user, algorithms: ['RS256' as const], key: discover(['https://a.example', 'https://b.example']) } })
     expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user, algorithms: ['ES256' as const], key: jwks({ 'https://a.example': 'https://a.example/keys' }, { maxAge: 1000 }) } })
     expect(discover).type.not.toBeCallableWith({ 'https://a.example': 'https://a.example' })
+  })
+
+  test('they are asked about opaque tokens', () => {
+    const source = introspection({ endpoint: 'https://a.example/introspect', clientId: 'api', clientSecret: 'secret', user: claims => ({ userId: claims.sub ?? '' }) })
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ introspection: source })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ introspection: { endpoint: 'https://a.example/introspect' } })
+    expect(introspection).type.toBeCallableWith({ endpoint: new URL('https://a.example'), clientId: 'api', clientKey: { key: 'PEM', algorithm: 'ES256' as const }, issuer: 'https://a.example' })
+    expect(introspection).type.not.toBeCallableWith({ endpoint: 'https://a.example', clientId: 'api', clientKey: { key: 'PEM', algorithm: 'HS256' as const } })
+    expect(introspection).type.not.toBeCallableWith({ clientId: 'api' })
+    if (context.authType === 'oauth2') {
+      expect(context).type.toBe<OAuth2Context>()
+      expect(context).type.not.toHaveProperty('sessionId')
+    }
+  })
+
+  test('they tell of logouts', () => {
+    expect(app.register(hybridAuth.backchannelLogout, { path: '/logout' })).type.toBeAssignableTo<object>()
+    expect<BackchannelLogoutOptions>().type.toBeAssignableFrom({ path: '/logout', audience: ['rp'], onLogout: async (claims: Claims) => claims.sid })
+    expect<BackchannelLogoutOptions>().type.not.toBeAssignableFrom({ audience: 'rp' })
+  })
+
+  test('what they do not know is asked of the application', () => {
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user }, enrich: async ({ userId }: Identity) => ({ name: userId }) })
+    expect<HybridAuthOptions>().type.toBeAssignableFrom({ jwt: { ...jwt, user }, enrich: { ask: () => null, maxAge: 1000, shared: true } })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { ...jwt, user }, enrich: () => 'alice' })
+    expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ jwt: { ...jwt, user }, enrich: { maxAge: 1000 } })
   })
 })
 
