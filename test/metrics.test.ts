@@ -403,7 +403,7 @@ function readScrape (t: Test, text: string): { types: Record<string, string>, se
 }
 
 const COUNTERS = [
-  'handshakes', 'verify_cache', 'refreshes', 'expiries', 'revoked', 'closes', 'messages_refused', 'rooms_refused', 'room_messages', 'limited', 'brute_force_suspected', 'audit_dropped', 'audit_failed', 'cluster_ignored'
+  'handshakes', 'verify_cache', 'introspections', 'refreshes', 'expiries', 'revoked', 'closes', 'messages_refused', 'rooms_refused', 'room_messages', 'limited', 'brute_force_suspected', 'audit_dropped', 'audit_failed', 'cluster_ignored'
 ]
 const GAUGES = ['connections', 'pending_sockets', 'queued_frames', 'cluster_connected', 'cluster_lag_seconds', 'cluster_queued', 'revocations', 'rooms', 'room_members']
 const HISTOGRAMS = ['verify_seconds', 'revocation_seconds']

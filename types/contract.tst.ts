@@ -143,7 +143,7 @@ describe('identity providers', () => {
   })
 
   test('they are asked about opaque tokens', () => {
-    const source = introspection({ endpoint: 'https://a.example/introspect', clientId: 'api', clientSecret: 'secret', user: claims => ({ userId: claims.sub ?? '' }) })
+    const source = introspection({ endpoint: 'https://a.example/introspect', clientId: 'api', clientSecret: 'secret', user: claims => ({ userId: claims.sub ?? '', name: '' }) })
     expect<HybridAuthOptions>().type.toBeAssignableFrom({ introspection: source })
     expect<HybridAuthOptions>().type.not.toBeAssignableFrom({ introspection: { endpoint: 'https://a.example/introspect' } })
     expect(introspection).type.toBeCallableWith({ endpoint: new URL('https://a.example'), clientId: 'api', clientKey: { key: 'PEM', algorithm: 'ES256' as const }, issuer: 'https://a.example' })

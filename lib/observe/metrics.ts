@@ -95,6 +95,7 @@ function describe ({ tally, hub, node }: Measured): Metric[] {
     counter('verify_cache', 'Tokens whose signature was remembered, or had to be checked.', () => [
       { value: tally.cacheHits, labels: { result: 'hit' } }, { value: tally.cacheMisses, labels: { result: 'miss' } }
     ]),
+    counter('introspections', 'Questions to the authorization server by outcome: active, inactive, unavailable.', () => labelled(tally.introspections.entries(), 'outcome')),
     histogram('verify_seconds', 'How long it took to find out who somebody is.', tally.verifyTimes),
     counter('refreshes', 'Fresh credentials on open sockets by outcome.', () => labelled(tally.refreshes.entries(), 'outcome')),
     counter('expiries', 'Sockets whose credential ended.', () => one(tally.expiries)),

@@ -39,6 +39,9 @@ export class Times {
 /** Who ended a socket: one of our rules about credentials, a limit, the server for another reason, the application, the peer, the way. */
 export type ClosedBy = 'authentication' | 'limit' | 'server' | 'application' | 'peer' | 'network'
 
+/** What became of a question to the authorization server, or of one that was not asked because too many had failed. */
+export type Introspected = 'active' | 'inactive' | 'unavailable'
+
 /** Parts of one name, which hold no space. */
 const SEPARATOR = ' '
 
@@ -47,6 +50,7 @@ export class Tally {
   readonly upgrades = new Counts()
   readonly requests = new Counts()
   readonly refreshes = new Counts()
+  readonly introspections = new Counts<Introspected>()
   /** By whom, and by code. */
   readonly closes: Readonly<Record<ClosedBy, Counts<number | 'other'>>> = {
     authentication: new Counts(), limit: new Counts(), server: new Counts(), application: new Counts(), peer: new Counts(), network: new Counts()

@@ -4,7 +4,7 @@ import {
   allowInsecureRequests, ClientSecretBasic, ClientSecretPost, customFetch, introspectionRequest, OperationProcessingError, PrivateKeyJwt,
   processIntrospectionResponse, type ClientAuth
 } from 'oauth4webapi'
-import { fetchBounded } from './fetch.js'
+import { fetchBounded, QuestionRefused } from './fetch.js'
 import { importKey } from './keys.js'
 
 /** How the client authenticates, as the registries of RFC 7591 §2 and OpenID Connect call it. */
@@ -29,6 +29,9 @@ export interface AuthorizationServer {
   readonly authenticate: ClientAuth
 }
 
+/** Whatever the question: the client may not ask, or not now. */
+const REFUSES_ANYBODY = new Set([401, 403, 404, 429])
+
 /** What the server says of a token. null: it is not active. Rejects where it does not answer, or with no answer at all. */
 export async function introspect ({ endpoint, issuer, clientId, authenticate }: AuthorizationServer, token: string, signal: AbortSignal): Promise<object | null> {
   const server = { issuer, introspection_endpoint: endpoint.href }
@@ -39,6 +42,7 @@ export async function introspect ({ endpoint, issuer, clientId, authenticate }: 
     [allowInsecureRequests]: true,
     additionalParameters: { token_type_hint: 'access_token' }
   })
+  if (response.status >= 400 && response.status < 500 && !REFUSES_ANYBODY.has(response.status)) throw new QuestionRefused(`status ${response.status}`)
   try {
     const answer = await processIntrospectionResponse(server, client, response)
     return answer.active ? answer : null

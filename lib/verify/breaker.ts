@@ -1,5 +1,5 @@
 /** Stops asking who does not answer, so that those who wait are told at once and it has the time to come back. */
-import { ProviderFailed } from './fetch.js'
+import { ProviderFailed, QuestionRefused } from './fetch.js'
 
 /** Failures in a row, and how long nothing is asked after them, in milliseconds. */
 const FAILURES = 5
@@ -21,9 +21,14 @@ export class Breaker {
       this.#openUntil = -Infinity
       return value
     } catch (error) {
-      this.#failures++
-      if (this.#failures >= FAILURES) this.#openUntil = performance.now() + PAUSE
+      // Who asks nonsense must not keep everybody else from asking.
+      if (!(error instanceof QuestionRefused)) this.#fail()
       throw error
     }
+  }
+
+  #fail (): void {
+    this.#failures++
+    if (this.#failures >= FAILURES) this.#openUntil = performance.now() + PAUSE
   }
 }

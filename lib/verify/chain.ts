@@ -57,7 +57,10 @@ export type Chain = Awaited<ReturnType<typeof createChain>>
 export async function createChain (options: ParsedOptions, { report, onBadIdentity, revocations, tickets, failures, tally, sources }: ChainParts) {
   const tracer = new Tracer()
   const jwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt, tally, () => { onBadIdentity('jwt.user') })
-  const introspector = options.introspection === undefined ? null : openIntrospector(options.introspection, () => { onBadIdentity('introspection.user') })
+  const introspector = options.introspection === undefined ? null : openIntrospector(options.introspection, {
+    onBadIdentity () { onBadIdentity('introspection.user') },
+    onAsked (outcome) { tally.introspections.add(outcome) }
+  })
   const realms = { j: options.jwt === undefined ? '' : realmOf(options.jwt), o: options.introspection?.from ?? '' }
   const sessions = options.session === undefined ? null : await createSessionVerifier(options.session, () => { onBadIdentity('session.user') })
 

@@ -8,6 +8,9 @@ const LOOPBACK = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/
 /** What a provider answered that is no use, or that it did not answer. The message names no token. */
 export class ProviderFailed extends Error {}
 
+/** What it did not want to be asked. It may well answer the next question. */
+export class QuestionRefused extends ProviderFailed {}
+
 /**
  * An address of a provider.
  * @throws FST_HYBRID_AUTH_INVALID_OPTION on what is none, or goes over the network without TLS

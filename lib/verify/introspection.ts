@@ -96,8 +96,8 @@ export function introspection (options: IntrospectionOptions): IntrospectionSour
   const endpoint = providerUrl(settings.endpoint, 'introspection.endpoint')
   const server = { endpoint, issuer: issuer?.[0] ?? endpoint.origin, clientId, authenticate: authenticationOf(settings) }
   const from = JSON.stringify([endpoint.href, clientId, issuer, audience])
-  return introspectionSource(from, { revalidate, onProviderError, maxStale, requestsPerSecond }, onBadIdentity =>
-    new RemoteTokens((token, signal) => introspect(server, token, signal), settings, onBadIdentity))
+  return introspectionSource(from, { revalidate, onProviderError, maxStale, requestsPerSecond }, parts =>
+    new RemoteTokens((token, signal) => introspect(server, token, signal), settings, parts))
 }
 
 function authenticationOf ({ clientAuthentication, clientSecret, clientKey: given }: v.InferOutput<typeof schema>) {

@@ -2,6 +2,7 @@
 import type { Claims } from '../../types/context.js'
 import type { Forged, Refusal } from '../errors.js'
 import type { Maybe } from '../maybe.js'
+import type { Introspected } from '../observe/tally.js'
 import type { VerifiedToken } from './jwt.js'
 
 // Registered: the entry that makes one is another file, and may be another copy of this library.
@@ -28,15 +29,22 @@ export interface Introspector {
   tokenOf (claims: Claims): string | null
 }
 
+/** What an introspector tells of itself. */
+export interface IntrospectorParts {
+  /** The mapper returned something that is neither null nor an identity. */
+  readonly onBadIdentity: () => void
+  readonly onAsked: (outcome: Introspected) => void
+}
+
 /** As `introspection()` makes one, for the option of that name. */
 export interface IntrospectionSource {
   /** Whose tokens they are, and as whom that is asked: what tells registrations apart. */
   readonly from: string
   readonly watch: IntrospectionWatch
-  readonly [INTROSPECTION]: (onBadIdentity: () => void) => Introspector
+  readonly [INTROSPECTION]: (parts: IntrospectorParts) => Introspector
 }
 
-export function introspectionSource (from: string, watch: IntrospectionWatch, open: (onBadIdentity: () => void) => Introspector): IntrospectionSource {
+export function introspectionSource (from: string, watch: IntrospectionWatch, open: (parts: IntrospectorParts) => Introspector): IntrospectionSource {
   return Object.freeze({ from, watch, [INTROSPECTION]: open })
 }
 
@@ -44,7 +52,6 @@ export function isIntrospection (given: unknown): given is IntrospectionSource {
   return typeof given === 'object' && given !== null && INTROSPECTION in given
 }
 
-/** @param onBadIdentity told when the mapper returned something that is neither null nor an identity */
-export function openIntrospector (source: IntrospectionSource, onBadIdentity: () => void): Introspector {
-  return source[INTROSPECTION](onBadIdentity)
+export function openIntrospector (source: IntrospectionSource, parts: IntrospectorParts): Introspector {
+  return source[INTROSPECTION](parts)
 }

@@ -7,9 +7,10 @@ import { FORGED, isRefusal, type Forged, type Refusal } from '../errors.js'
 import { adopt, whenReady, type Maybe } from '../maybe.js'
 import { Breaker } from './breaker.js'
 import { createClaimsCheck, within, type Validity } from './claims.js'
+import { ProviderFailed } from './fetch.js'
 import { nameOfToken } from './identify.js'
 import { checkIdentity, identityFromClaims, type CheckedIdentity } from './identity.js'
-import type { Introspector } from './introspector.js'
+import type { Introspector, IntrospectorParts } from './introspector.js'
 import type { VerifiedToken } from './jwt.js'
 import { freezeParsed, type PlainObject } from './plain.js'
 
@@ -50,12 +51,14 @@ const INVALID: Refusal = 'FST_HYBRID_AUTH_INVALID_TOKEN'
 /** b64token of RFC 6750 §2.1. */
 const TOKEN = /^[A-Za-z0-9\-._~+/]+=*$/
 const ENTRIES = 20_000
+/** Questions at once: each is a connection. */
+const MAX_FLIGHTS = 1000
 const BYTES = 64 * 1024 * 1024
 
 export class RemoteTokens implements Introspector {
   readonly #ask: Ask
   readonly #settings: TokenSettings
-  readonly #onBadIdentity: () => void
+  readonly #parts: IntrospectorParts
   readonly #checkClaims
   readonly #breaker = new Breaker()
   readonly #active = new GenerationCache<Active>(ENTRIES, BYTES, (key, { size }) => key.length * 2 + size)
@@ -64,10 +67,10 @@ export class RemoteTokens implements Introspector {
   /** What is asked about again has to be sent again; no context shows it. */
   readonly #tokens = new WeakMap<Claims, string>()
 
-  constructor (ask: Ask, settings: TokenSettings, onBadIdentity: () => void) {
+  constructor (ask: Ask, settings: TokenSettings, parts: IntrospectorParts) {
     this.#ask = ask
     this.#settings = settings
-    this.#onBadIdentity = onBadIdentity
+    this.#parts = parts
     this.#checkClaims = createClaimsCheck({ ...settings, maxAge: undefined, allowNoExpiry: true })
   }
 
@@ -103,8 +106,16 @@ export class RemoteTokens implements Introspector {
   #find (key: string, token: string): Promise<Active | Refusal> {
     const known = this.#flights.get(key)
     if (known !== undefined) return known
+    if (this.#flights.size >= MAX_FLIGHTS) return Promise.reject(new ProviderFailed('too much is asked at once'))
     const flight = this.#breaker.run(() => this.#ask(token, AbortSignal.timeout(this.#settings.timeout)))
-      .then(answer => this.#keep(key, token, answer))
+      .then(answer => {
+        const found = this.#keep(key, token, answer)
+        this.#parts.onAsked(isRefusal(found) ? 'inactive' : 'active')
+        return found
+      }, (error: unknown) => {
+        this.#parts.onAsked('unavailable')
+        throw error
+      })
       .finally(() => { this.#flights.delete(key) })
     this.#flights.set(key, flight)
     return flight
@@ -140,7 +151,7 @@ export class RemoteTokens implements Introspector {
     if (identity !== null) return { claims, tokenId, identity, expiresAt }
     return whenReady(adopt(this.#settings.user?.(claims) ?? null), mapped => {
       const checked = checkIdentity(mapped)
-      if (checked === null && mapped !== null) this.#onBadIdentity()
+      if (checked === null && mapped !== null) this.#parts.onBadIdentity()
       return checked === null ? INVALID : { claims, tokenId, identity: checked, expiresAt }
     })
   }
