@@ -5,7 +5,7 @@ import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import type { BackchannelLogoutOptions } from '../types/logout.js'
 import type { HybridAuthOptions } from '../types/options.js'
 import { ClusterNode } from './cluster/node.js'
-import { logOutAtProvider } from './cluster/provider-logout.js'
+import { createClaims, logOutAtProvider } from './cluster/provider-logout.js'
 import { createClusterApi } from './cluster/orders.js'
 import { MAX_COUNTED, memoryCluster } from './cluster/memory.js'
 import { Revocations } from './cluster/revocations.js'
@@ -77,7 +77,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
     jwt: options.jwt,
     readSigned: chain.readSigned,
     logOut: logout => logOutAtProvider(node, logout),
-    isFirst: async (name, seconds) => await node.cluster.spend([{ key: `logout:${name}`, rate: { capacity: 1, refillPerSecond: 1 / seconds }, cost: 1 }]) === 0,
+    ...createClaims(node.cluster),
     timeout: options.handshakeTimeout,
     report
   })
@@ -86,6 +86,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   watchLogouts(app, options.session, node)
   drainOnClose(app, () => drainHub(hub))
   app.addHook('onClose', async () => {
+    chain.stop()
     await node.stop()
     rates.users.stop()
     await audit.flush()
@@ -110,7 +111,7 @@ export const hybridAuth = Object.assign(fp(plugin, { fastify: '5.x', name: 'fast
    * A plugin with the route that an OpenID provider tells of logouts. Register it after `hybridAuth`.
    * @throws FST_HYBRID_AUTH_INVALID_OPTION, FST_HYBRID_AUTH_MISSING_DEPENDENCY
    */
-  async backchannelLogout (app: FastifyInstance, options: BackchannelLogoutOptions): Promise<void> {
+  backchannelLogout: async (app: FastifyInstance, options: BackchannelLogoutOptions): Promise<void> => {
     const { backchannelLogout } = await import('./verify/backchannel-logout.js')
     await backchannelLogout(app, options)
   }

@@ -297,7 +297,7 @@ t.test('a revocation lasts until nothing that it kills can be alive', async t =>
     const known = new Revocations()
     for (const expiresAt of saw) known.saw(tokenContext({ expiresAt }))
     known.saw(sessionContext({ expiresAt: null }))
-    const { revocation, dryRun } = parseRevoke(target, options, known, { retention, clockTolerance: tolerance, acceptsOpaque: false })
+    const { revocation, dryRun } = parseRevoke(target, options, known, { retention, clockTolerance: tolerance, asks: 'none' })
     t.same([revocation.expiresAt, revocation.at, dryRun], [ends, START, false], what)
   }
 })
@@ -310,7 +310,7 @@ t.test('reauthWithin gives a user or a tenant the present, and nothing else', as
     [{ sessionId: 's' }, { mode }, undefined], [{ jti: 'k' }, { mode }, undefined], [{ userId: 'u' }, { mode: 'now' }, undefined], [{ userId: 'u' }, undefined, undefined]
   ]
   for (const [target, options, before] of table) {
-    const { revocation } = parseRevoke(target, options, new Revocations(), { retention: HOUR, clockTolerance: 0, acceptsOpaque: false })
+    const { revocation } = parseRevoke(target, options, new Revocations(), { retention: HOUR, clockTolerance: 0, asks: 'none' })
     t.equal(revocation.issuedBefore, before, JSON.stringify({ target, options }))
     t.equal(revocation.reauthWithin, options?.mode === mode ? 1000 : 0)
   }

@@ -76,7 +76,7 @@ export interface OAuth2Context extends ContextBase {
   readonly authType: 'oauth2'
   /** The answer of the server, frozen, as {@link Claims} of a token. */
   readonly claims: Claims
-  /** `sha256:` and the base64url hash of the token; of one that is a JWT, as of every other. */
+  /** `sha256:` and the base64url hash of the token; of a JWT, of its first two parts. */
   readonly tokenId: string
 }
 

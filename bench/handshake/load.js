@@ -18,6 +18,7 @@ const issuers = new Map()
 const fresh = new Map()
 const used = new Map()
 const seen = new Map()
+const opaque = randomBytes(32).toString('base64url')
 
 answerRequests({
   start (given) {
@@ -35,17 +36,17 @@ answerRequests({
     }
   },
   /** @returns how many were answered, and in how many seconds */
-  async burst ({ variant, count }) {
+  async burst ({ variant, count, concurrency = CONCURRENCY }) {
     const keepAlive = variant.expect === 200
     const requests = Array.from({ length: keepAlive ? 1 : count }, () => requestOf(variant))
     const total = keepAlive ? count * KEEP_ALIVE_REQUESTS : count
     const start = performance.now()
     let next = 0
-    await Promise.all(Array.from({ length: CONCURRENCY }, async () => {
-      if (keepAlive) return exchangeMany(ports[variant.server], requests[0], Math.ceil(total / CONCURRENCY))
+    await Promise.all(Array.from({ length: concurrency }, async () => {
+      if (keepAlive) return exchangeMany(ports[variant.server], requests[0], Math.ceil(total / concurrency))
       while (next < count) await exchange(ports[variant.server], requests[next++], variant)
     }))
-    return { count: keepAlive ? Math.ceil(total / CONCURRENCY) * CONCURRENCY : total, seconds: (performance.now() - start) / 1000 }
+    return { count: keepAlive ? Math.ceil(total / concurrency) * concurrency : total, seconds: (performance.now() - start) / 1000 }
   }
 })
 
@@ -72,6 +73,7 @@ function credentialLines (variant) {
     case 'none': return []
     // A browser, which sends Origin too. It cannot set Authorization: what does sends no Origin.
     case 'session': return [`Cookie: ${cookie}`, `Origin: http://127.0.0.1:${ports[variant.server]}`]
+    case 'opaque': return [`Authorization: Bearer ${opaque}`]
     case 'fresh': return [`Authorization: Bearer ${nextFresh(algorithm, variant)}`]
     case 'forged': return [`Authorization: Bearer ${forge(seenToken(algorithm))}`]
     default: return [`Authorization: Bearer ${seenToken(algorithm)}`]

@@ -9,11 +9,14 @@ import { availableParallelism } from 'node:os'
 import { startChild } from '../ipc.js'
 import { head, line, median, quartiles } from '../statistics.js'
 import { generateKeys } from '../tokens.js'
-import { ROWS } from './rows.js'
+import { FIRSTS, ROWS } from './rows.js'
 
 const PAIRS = Number(process.env.BENCH_PAIRS ?? 40)
 const BURST = Number(process.env.BENCH_BURST ?? 250)
 const WARM_UP = 6
+// Handshakes at once, and how often a source may be asked for them.
+const AT_ONCE = 1000
+const MAX_ASKED = 1
 // Room for the garbage of a whole burst: each is collected once, at its own end, and not now and then at the next one's cost.
 const SERVER_FLAGS = ['--expose-gc', '--min-semi-space-size=16', ...(process.env.BENCH_SERVER_FLAGS ?? '').split(' ').filter(Boolean)]
 const wanted = process.argv.slice(2)
@@ -24,12 +27,17 @@ const load = startChild(new URL('./load.js', import.meta.url))
 try {
   const keys = generateKeys()
   await load.ask('start', { ...await server.ask('start', keys), keys })
-  const rows = ROWS.filter(({ name }) => wanted.every(word => name.includes(word)))
+  const isWanted = ({ name }) => wanted.every(word => name.includes(word))
+  const rows = ROWS.filter(isWanted)
   await warmUpAll(rows)
 
   console.log(`Node.js ${process.version}, ${availableParallelism()} cores, ${PAIRS} pairs of bursts of ${BURST}\n`)
-  console.log(head(['row (A / B)', 'ratio by CPU', 'quartiles', 'by clock', 'pairs', 'A µs', 'B µs', 'goal', 'result']))
+  if (rows.length > 0) console.log(head(['row (A / B)', 'ratio by CPU', 'quartiles', 'by clock', 'pairs', 'A µs', 'B µs', 'goal', 'result']))
   for (const row of rows) console.log(describe(row, await measure(row)))
+
+  const firsts = FIRSTS.filter(isWanted)
+  if (firsts.length > 0) console.log('\n' + head([`${AT_ONCE} at once`, 'asked', 'goal', 'result']))
+  for (const row of firsts) console.log(describeFirst(row, await countAsked(row)))
 } finally {
   server.stop()
   load.stop()
@@ -64,6 +72,18 @@ async function burst (variant) {
   const before = await server.ask('cpu')
   const { count, seconds } = await load.ask('burst', { variant, count: BURST })
   return { cpu: (await server.ask('cpu') - before) / count, clock: seconds * 1e6 / count }
+}
+
+/** How often the source is asked. Each is measured once: later it would remember. */
+async function countAsked ({ variant, isHeld }) {
+  await load.ask('prepare', { variants: [variant], count: AT_ONCE })
+  await server.ask('expect', { handshakes: isHeld ? AT_ONCE : 0 })
+  await load.ask('burst', { variant, count: AT_ONCE, concurrency: AT_ONCE })
+  return server.ask('expect', { handshakes: 0 })
+}
+
+function describeFirst ({ name }, asked) {
+  return line([name, asked, `≤ ${MAX_ASKED}`, asked <= MAX_ASKED ? 'met' : `missed by ${asked - MAX_ASKED}`])
 }
 
 function describe ({ name, goal, within }, pairs) {

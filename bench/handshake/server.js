@@ -4,13 +4,16 @@
  * on another instance does to a figure.
  */
 import { createSecretKey } from 'node:crypto'
-import { setImmediate } from 'node:timers/promises'
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import { setImmediate, setTimeout } from 'node:timers/promises'
 import cookie from '@fastify/cookie'
 import fastifyJwt from '@fastify/jwt'
 import session from '@fastify/session'
 import websocket from '@fastify/websocket'
 import Fastify from 'fastify'
 import hybridAuth from 'fastify-hybrid-auth'
+import { introspection } from 'fastify-hybrid-auth/providers'
 import { jwtVerify } from 'jose'
 import jsonwebtoken from 'jsonwebtoken'
 import { answerRequests } from '../ipc.js'
@@ -21,20 +24,29 @@ const FAILURES = false
 
 const SESSION_SECRET = 'a secret for benchmarks which signs the session cookies'
 const USER = { userId: 'user-4711', role: 'agent', permissions: ['property:read', 'property:write'] }
+const HOUR = 3_600_000
+/** For the handshakes that come at once. */
+const BACKLOG = 4096
 
 const store = new session.MemoryStore()
-const sessionOptions = { secret: SESSION_SECRET, store, cookie: { secure: false, maxAge: 3_600_000 } }
+const sessionOptions = { secret: SESSION_SECRET, store, cookie: { secure: false, maxAge: HOUR } }
 
 const instances = {}
+// How long an answer takes that is not held, in milliseconds.
+const QUICK = 10
+/** How often the sources of the instance `first` were asked; how many handshakes have come to it, how many are awaited, and until when. */
+const first = { asked: 0, arrived: 0, awaited: 0, allHere: null, release () {} }
 
 answerRequests({
   async start (keys) {
     instances.peers = await createPeers(keys)
     instances.twin = await createTwin()
     instances.ours = await createOurs(keys)
+    instances.sources = await createSourced(keys)
+    instances.first = await createFirst(keys)
     const ports = {}
     for (const [name, app] of Object.entries(instances)) {
-      await app.listen({ port: 0, host: '127.0.0.1' })
+      await app.listen({ port: 0, host: '127.0.0.1', backlog: BACKLOG })
       ports[name] = app.server.address().port
     }
     return { ports, cookie: await login() }
@@ -45,6 +57,13 @@ answerRequests({
     globalThis.gc({ type: 'minor' })
     const { user, system } = process.cpuUsage()
     return user + system
+  },
+  /** From now on, sources answer when so many handshakes have come, or soon where it is 0. @returns how often they were asked before */
+  expect ({ handshakes }) {
+    const { asked } = first
+    Object.assign(first, { asked: 0, arrived: 0, awaited: handshakes })
+    first.allHere = handshakes === 0 ? null : new Promise(resolve => { first.release = resolve })
+    return asked
   }
 })
 
@@ -140,6 +159,80 @@ async function createOurs (keys) {
     scope.get('/session/ws', { websocket: true }, keepOpen)
   })
   return app
+}
+
+/** Whom a credential names according to somebody else, who is asked once and then remembered for as long as the run takes. */
+async function createSourced ({ HS256 }) {
+  const endpoint = await createAuthorizationServer()
+  const jwt = { key: verifyingKey('HS256', HS256), algorithms: ['HS256'] }
+  const asked = introspection({ endpoint, clientId: 'bench', clientSecret: 'bench', maxAge: HOUR })
+  const variants = {
+    jwt: { jwt },
+    twin: { jwt },
+    // A token of any form is asked about.
+    introspection: { introspection: asked },
+    both: { jwt, introspection: asked },
+    enrich: { jwt, enrich: { ask: () => ({ branch: 'north', plan: 'gold' }), maxAge: HOUR } }
+  }
+  const app = Fastify()
+  await app.register(websocket)
+  for (const [name, options] of Object.entries(variants)) {
+    app.register(async function viaSource (scope) {
+      await scope.register(hybridAuth, { ...options, failures: FAILURES })
+      scope.get(`/${name}/ws`, { websocket: true }, keepOpen)
+    })
+  }
+  return app
+}
+
+/** Sources that remember nothing yet. */
+async function createFirst ({ HS256 }) {
+  const count = async () => {
+    first.asked++
+    await (first.allHere ?? setTimeout(QUICK))
+  }
+  const endpoint = await createAuthorizationServer(count)
+  const jwt = { key: verifyingKey('HS256', HS256), algorithms: ['HS256'] }
+  const variants = {
+    introspection: { introspection: introspection({ endpoint, clientId: 'bench', clientSecret: 'bench' }) },
+    enrich: {
+      jwt,
+      async enrich () {
+        await count()
+        return { branch: 'north', plan: 'gold' }
+      }
+    }
+  }
+  const app = Fastify()
+  await app.register(websocket)
+  app.addHook('onRequest', function arrive (request, reply, done) {
+    done()
+    if (++first.arrived === first.awaited) first.release()
+  })
+  for (const [name, options] of Object.entries(variants)) {
+    // A registration each: what one of them remembers is not known to the other.
+    for (const how of ['held', 'quick']) {
+      app.register(async function viaSource (scope) {
+        await scope.register(hybridAuth, { ...options, failures: FAILURES })
+        scope.get(`/${name}/${how}`, { websocket: true }, keepOpen)
+      })
+    }
+  }
+  return app
+}
+
+/** Says of every token that it is active, and what our JWTs say. @returns its introspection endpoint */
+async function createAuthorizationServer (ready = async () => {}) {
+  const server = createServer(async (request, response) => {
+    request.resume()
+    await ready()
+    const exp = Math.floor((Date.now() + HOUR) / 1000)
+    response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify({
+      active: true, iss: 'https://issuer.example.com', sub: USER.userId, role: USER.role, permissions: USER.permissions, exp
+    }))
+  }).listen({ port: 0, host: '127.0.0.1', backlog: BACKLOG })
+  await once(server, 'listening')
+  return `http://127.0.0.1:${server.address().port}/introspect`
 }
 
 function addRoutes (app, path) {

@@ -68,7 +68,7 @@ export class ClusterNode implements ClusterMember {
     this.#loss = new ClusterLoss(audit, onLost)
     this.#onIgnored = onIgnored
     this.#known = known
-    this.#settings = { retention: revocations.retention, clockTolerance: jwt?.clockTolerance ?? 0, acceptsOpaque: introspection !== undefined }
+    this.#settings = { retention: revocations.retention, clockTolerance: jwt?.clockTolerance ?? 0, asks: introspection === undefined ? 'none' : jwt === undefined ? 'all' : 'opaque' }
     this.cluster = cluster.join(this)
     known.isComplete = this.cluster.isConnected
     const { limits, failures } = createCounters(options, this.cluster, audit, {

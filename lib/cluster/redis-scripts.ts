@@ -198,14 +198,14 @@ return value or ''`)
  * KEYS: the user's hash. ARGV: version, field, value, how long it is good in milliseconds
  */
 export const KEEP_USER = script(`
-  local version = redis.call('HGET', KEYS[1], 'version') or ''
-  if version ~= ARGV[1] then return 0 end
+  if redis.call('HGET', KEYS[1], 'version') ~= ARGV[1] then return 0 end
+  local left = redis.call('PTTL', KEYS[1])
   if redis.call('HLEN', KEYS[1]) > 16 then
     redis.call('DEL', KEYS[1])
-    if version ~= '' then redis.call('HSET', KEYS[1], 'version', version) end
+    redis.call('HSET', KEYS[1], 'version', ARGV[1])
   end
   redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
-  if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
+  redis.call('PEXPIRE', KEYS[1], math.max(left, ARGV[4]))
   return 1`)
 
 /**
@@ -218,6 +218,10 @@ export const FORGET_USER = script(`
   return 1`)
 
 /**
- * KEYS: the user's hash. ARGV: field
+ * What is remembered of a user, and the version that an answer which is asked for now is kept under: a new one where there was none, for
+ * what was forgotten with it.
+ * KEYS: the user's hash. ARGV: field, a version for where there is none, how long that is kept in milliseconds
  */
-export const RECALL_USER = script('return redis.call(\'HMGET\', KEYS[1], \'version\', ARGV[1])')
+export const RECALL_USER = script(`
+  if redis.call('HSETNX', KEYS[1], 'version', ARGV[2]) == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+  return redis.call('HMGET', KEYS[1], 'version', ARGV[1])`)

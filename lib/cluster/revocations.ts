@@ -109,7 +109,8 @@ export class Revocations {
 
   /** Remembers how long tokens live: what is revoked without an end is kept until the last of those that were seen is over. */
   saw ({ authType, expiresAt }: AuthContext): void {
-    if (authType !== 'session') this.#latest = Math.max(this.#latest, expiresAt ?? Infinity)
+    // An opaque token without an end has one that its server knows.
+    if (authType !== 'session' && (authType === 'jwt' || expiresAt !== null)) this.#latest = Math.max(this.#latest, expiresAt ?? Infinity)
   }
 
   /** When everything that exists at `time` is over, as far as is known here; null: never. */
@@ -165,15 +166,22 @@ function firstToKill (revocations: readonly Revocation[] | undefined, context: A
 }
 
 function kills (revocation: Revocation, context: AuthContext): boolean {
-  return isAimedAt(revocation, context) && !isPast(revocation.expiresAt) &&
+  return isAimedAt(revocation, context) && !isPast(revocation.expiresAt) && !isNewLogin(revocation, context) &&
     (revocation.issuedBefore === undefined || isOlder(context, revocation.issuedBefore))
+}
+
+/**
+ * Of an opaque token that does not say when it was issued, its own server knows whether it came before the logout there. Refused for
+ * its age, its user could not come back.
+ */
+function isNewLogin ({ kind }: Revocation, context: AuthContext): boolean {
+  return kind === 'subject' && context.authType === 'oauth2' && context.claims.iat === undefined
 }
 
 /** Whether the context is one of those that are meant, whatever its age. */
 export function isAimedAt ({ kind, key, issuer, tenantId, besides }: Revocation, context: AuthContext): boolean {
   return keyOf(kind, context) === key &&
-    // A session of our own names no issuer, and may still tell which login it came from.
-    (issuer === undefined || context.issuer === issuer || (kind === 'login' && context.authType === 'session')) &&
+    (issuer === undefined || context.issuer === issuer || mayBeOf(kind, context)) &&
     (besides !== true || loginOf(context) === null) && (tenantId === undefined || context.tenantId === tenantId)
 }
 
@@ -185,6 +193,11 @@ export function isAimedAt ({ kind, key, issuer, tenantId, besides }: Revocation,
 export function isOlder (context: AuthContext, time: number): boolean {
   if (context.authType === 'session') return (context.user.issuedAt ?? -Infinity) < time
   return (context.claims.iat ?? -Infinity) < Math.floor(time / 1000)
+}
+
+/** A session of our own names no issuer, and may still tell which login it came from; an answer about a token need not name one. */
+function mayBeOf (kind: RevocationKind, { authType, issuer }: AuthContext): boolean {
+  return issuer === null && ((kind === 'login' && authType !== 'jwt') || (kind === 'subject' && authType === 'oauth2'))
 }
 
 function keyOf (kind: RevocationKind, context: AuthContext): string | null {

@@ -8,7 +8,7 @@ import { checkClose } from '../connection/closing.js'
 import { checkFilter } from '../connection/registry.js'
 import { invalidOption } from '../errors.js'
 import { parse } from '../schema.js'
-import { identifyToken, nameOfToken } from '../verify/identify.js'
+import { BEARER_TOKEN, identifyToken, isJws, nameOfToken } from '../verify/identify.js'
 import { filter } from './command.js'
 import type { Revocation, Revocations } from './revocations.js'
 
@@ -56,8 +56,8 @@ export interface RevokeSettings {
   readonly retention: number
   /** In seconds. */
   readonly clockTolerance: number
-  /** Tokens need not be JWTs. */
-  readonly acceptsOpaque: boolean
+  /** Which tokens an authorization server is asked about, in place of verifying them. */
+  readonly asks: 'none' | 'opaque' | 'all'
 }
 
 /** Clocks of nodes may differ by so much, in milliseconds. */
@@ -66,8 +66,8 @@ const SKEW = 60_000
 const MIN_RETENTION = 3_600_000
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the member */
-export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOptions = {}, known: Revocations, { retention, clockTolerance, acceptsOpaque }: RevokeSettings): { revocation: Revocation, dryRun: boolean } {
-  const { issuedBefore, ...aim } = aimOf(narrowed(parse(target, givenTarget, 'target')), acceptsOpaque)
+export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOptions = {}, known: Revocations, { retention, clockTolerance, asks }: RevokeSettings): { revocation: Revocation, dryRun: boolean } {
+  const { issuedBefore, ...aim } = aimOf(narrowed(parse(target, givenTarget, 'target')), asks)
   const { reason, mode, expiresAt, dryRun } = parse(options, givenOptions, 'options')
   const at = Date.now()
   const reauthWithin = mode === 'now' ? 0 : mode.reauthWithin
@@ -137,7 +137,7 @@ function narrowed (given: Target): Target {
   return given
 }
 
-function aimOf ({ userId, issuer: asIssuer, tenantId, sessionId, token, tokenId, jti, iss, issuedBefore }: Target, acceptsOpaque: boolean): Aim {
+function aimOf ({ userId, issuer: asIssuer, tenantId, sessionId, token, tokenId, jti, iss, issuedBefore }: Target, asks: RevokeSettings['asks']): Aim {
   const issuer = asIssuer === undefined ? iss : asIssuer
   const scope = { ...(issuer !== undefined && { issuer }), ...(issuedBefore !== undefined && { issuedBefore }) }
   if (userId !== undefined) return { kind: 'user', key: userId, ...scope, ...(tenantId !== undefined && { tenantId }) }
@@ -146,8 +146,11 @@ function aimOf ({ userId, issuer: asIssuer, tenantId, sessionId, token, tokenId,
   if (id !== undefined) return { kind: 'token', key: id, ...scope }
   if (typeof tenantId === 'string') return { kind: 'tenant', key: tenantId, ...scope }
   if (token === undefined) throw invalidOption('target.tenantId', 'must be a text')
+  if (asks === 'all' || (asks === 'opaque' && !isJws(token))) {
+    if (!BEARER_TOKEN.test(token)) throw invalidOption('target.token', 'is not a token')
+    return { kind: 'token', key: nameOfToken(token).tokenId, ...scope }
+  }
   const found = identifyToken(token)
-  if (found !== null) return { kind: 'token', key: found.tokenId, issuer: found.issuer, endsAt: found.expiresAt, ...scope }
-  if (!acceptsOpaque || token === '') throw invalidOption('target.token', 'is not a token')
-  return { kind: 'token', key: nameOfToken(token).tokenId, ...scope }
+  if (found === null) throw invalidOption('target.token', 'is not a token')
+  return { kind: 'token', key: found.tokenId, issuer: found.issuer, endsAt: found.expiresAt, ...scope }
 }

@@ -23,6 +23,14 @@ const MAX_HELD_TIME = 5000
 
 /** Sets everything that follows from the context: after it was made, and after it was replaced. */
 export function schedule (connection: GuardedConnection): void {
+  const { context } = connection
+  connection.refreshAt = context.authType === 'session' ? 0 : refreshTime(context)
+  connection.isAsked = false
+  keepEnd(connection)
+}
+
+/** After a context was replaced that has the same times: only what was revoked may be otherwise. */
+export function keepEnd (connection: GuardedConnection): void {
   const { context, startedAt, route: { hub: { settings } } } = connection
   const canRefresh = connection.speaks && context.authType !== 'session'
   const grace = settings.expiryGrace ?? (canRefresh ? REFRESH_GRACE : 0)
@@ -30,8 +38,6 @@ export function schedule (connection: GuardedConnection): void {
   const ageEnds = settings.maxConnectionAge === undefined ? Infinity : startedAt + settings.maxConnectionAge
   const ends = Math.min(credentialEnds, ageEnds, connection.revoked?.by ?? Infinity)
   connection.endsAt = ends === Infinity ? 0 : ends
-  connection.refreshAt = context.authType === 'session' ? 0 : refreshTime(context)
-  connection.isAsked = false
   lookAt(connection)
 }
 
@@ -60,9 +66,9 @@ export function look (connection: GuardedConnection): void {
   }
   const time = now()
   forgetFuture(connection, time)
-  if (isOver(connection, time) || isIdle(connection, time) || isDead(connection, time)) return
+  if (isOver(connection, time) || isIdle(connection, time) || isDead(connection, time) || isUnheard(connection, time)) return
   if (isDue(connection.refreshAt, time)) askToRefresh(connection)
-  if (isDue(nextReading(connection), time)) askAgain(connection).catch(() => {})
+  if (!connection.isReading && isDue(nextReading(connection), time)) askAgain(connection).catch(() => {})
   if (isDue(nextRelease(connection), time)) discard(connection)
   if (isDue(demandEnd(connection), time)) giveUpStepUp(connection)
   lookAt(connection)
@@ -112,7 +118,8 @@ function askToRefresh (connection: GuardedConnection): void {
 function nextReading (connection: GuardedConnection): number {
   const { context, readAt, isReading, route: { hub } } = connection
   const watch = hub.watches.get(context.authType)
-  if (watch === undefined || isReading) return 0
+  if (watch === undefined) return 0
+  if (isReading) return watch.tooLateAt(connection)
   const routine = watch.next(connection)
   const { expiresAt } = context
   // A token is not extended: the one after its end is another.
@@ -145,6 +152,14 @@ function isIdle (connection: GuardedConnection, time: number): boolean {
   const { idleTimeout } = connection.route.hub.settings
   if (idleTimeout === undefined || time < connection.lastMessageAt + idleTimeout) return false
   closeConnection(connection, 'Inactive')
+  return true
+}
+
+/** Nobody answers, and before its turn would come to be asked about, it has not been known for too long whether its credential is good. */
+function isUnheard (connection: GuardedConnection, time: number): boolean {
+  const { context: { authType }, route: { hub } } = connection
+  if (!isDue(hub.watches.get(authType)?.tooLateAt(connection) ?? 0, time)) return false
+  closeConnection(connection, 'Unavailable')
   return true
 }
 

@@ -1,24 +1,32 @@
-/** So many at once, and so many in a second; the others wait in line. */
+/** So many at once, and about so many in a second; the others wait in line. */
 import { Bucket } from '../policy/bucket.js'
 import { now } from './clock.js'
 
 const AT_ONCE = 50
+/** What may begin in one moment is this part of what may in a second. */
+const BURST = 0.05
+
+interface Place {
+  /** Asked when its turn has come. */
+  readonly isWanted: () => boolean
+  readonly admit: (leave: (() => void) | null) => void
+}
 
 export class Quota {
   readonly #bucket: Bucket | null
-  readonly #line: Array<() => void> = []
+  readonly #line: Place[] = []
   #inside = 0
   #timer: NodeJS.Timeout | undefined
 
   /** @param perSecond Infinity: as many as there are */
   constructor (perSecond: number) {
-    this.#bucket = perSecond === Infinity ? null : new Bucket({ capacity: perSecond, refillPerSecond: perSecond }, now())
+    this.#bucket = perSecond === Infinity ? null : new Bucket({ capacity: Math.max(1, perSecond * BURST), refillPerSecond: perSecond }, now())
   }
 
-  /** Resolves with what to call when it is done. */
-  enter (): Promise<() => void> {
+  /** Resolves with what to call when it is done; with null where it was not wanted any more, which costs nothing. */
+  enter (isWanted: () => boolean): Promise<(() => void) | null> {
     return new Promise(resolve => {
-      this.#line.push(() => { resolve(() => { this.#leave() }) })
+      this.#line.push({ isWanted, admit: resolve })
       this.#admit()
     })
   }
@@ -36,7 +44,12 @@ export class Quota {
 
   #admit (): void {
     clearTimeout(this.#timer)
-    while (this.#line.length > 0 && this.#inside < AT_ONCE) {
+    for (let next = this.#line[0]; next !== undefined && this.#inside < AT_ONCE; next = this.#line[0]) {
+      if (!next.isWanted()) {
+        this.#line.shift()
+        next.admit(null)
+        continue
+      }
       const wait = this.#bucket?.wait(1, now()) ?? 0
       if (wait > 0) {
         this.#timer = setTimeout(() => { this.#admit() }, wait).unref()
@@ -44,7 +57,8 @@ export class Quota {
       }
       this.#bucket?.take(1)
       this.#inside++
-      this.#line.shift()?.()
+      this.#line.shift()
+      next.admit(() => { this.#leave() })
     }
   }
 }

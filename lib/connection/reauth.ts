@@ -13,8 +13,8 @@ import { closeConnection, RETRY_AFTER } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
 import { resumeStepUp } from './gate.js'
-import { isOver, schedule } from './lifecycle.js'
-import { whenCurrent } from './permissions.js'
+import { isOver, keepEnd, schedule } from './lifecycle.js'
+import { isSame, whenCurrent } from './permissions.js'
 import { STEP_UP_CLOSE, stepUpFrame } from './step-up.js'
 
 const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
@@ -65,12 +65,14 @@ function apply (connection: GuardedConnection, next: AuthContext, turn: number):
     return
   }
   connection.refreshApplied = turn
-  connection.readAt = now()
-  connection.readWellAt = connection.readAt
   connection.failedRefreshes = 0
   connection.revoked = null
-  // The same token, sent again, does not undo what was set since.
-  if (!isSameToken(connection.context, next)) connection.granted = null
+  // The same token, sent again, does not undo what was set since, and was not asked about anew.
+  if (!isSameToken(connection.context, next)) {
+    connection.granted = null
+    connection.readAt = now()
+    connection.readWellAt = connection.readAt
+  }
   const current = withGranted(connection, next)
   const tell = (): void => { sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) }) }
   const onHolds = (): void => { hub.audit.refreshed(connection) }
@@ -119,7 +121,7 @@ export function hasSameIdentity (a: AuthContext, b: AuthContext): boolean {
 export function withGranted (connection: GuardedConnection, next: AuthContext): AuthContext {
   const { granted } = connection
   if (granted === null) return next
-  if (JSON.stringify(granted.insteadOf) === JSON.stringify(next.permissions)) return Object.freeze({ ...next, permissions: granted.permissions })
+  if (isSame(granted.insteadOf, next.permissions)) return Object.freeze({ ...next, permissions: granted.permissions })
   connection.granted = null
   return next
 }
@@ -147,11 +149,14 @@ export function replaceContext (connection: GuardedConnection, next: AuthContext
   const { request, route } = connection
   const isNew = version !== connection.context.version
   const context = withVersion(next, version)
+  const { authenticatedAt, expiresAt } = connection.context
   route.hub.registry.rekey(connection, () => {
     connection.context = context
     setContext(request, context)
   })
-  schedule(connection)
+  // What has the same end is not asked for a second time.
+  if (authenticatedAt === context.authenticatedAt && expiresAt === context.expiresAt) keepEnd(connection)
+  else schedule(connection)
   if (!isNew) return
   const verdict = askRule(connection, context)
   if (verdict === null) told.tell?.()

@@ -27,6 +27,8 @@ export class CredentialWatch {
   readonly #registry: Registry
   readonly #asking = new Map<string, Promise<void>>()
   readonly #quota: Quota
+  /** There was no answer to the last question. */
+  #isAway = false
 
   constructor (watched: Watched, { handshakeTimeout }: Settings, registry: Registry) {
     this.#watched = watched
@@ -49,19 +51,28 @@ export class CredentialWatch {
     const key = keyOf(context)
     const known = this.#asking.get(key)
     if (known !== undefined) return known
-    const asking = this.#quota.enter().then(leave =>
-      settledWithin(this.#askNow(request, context), this.#timeout, UNAVAILABLE).then(outcome => {
+    // Whoever it is asked for may have gone while it waited for its turn.
+    const asking = this.#quota.enter(() => this.#registry.sharing(context).length > 0).then(async leave => {
+      if (leave === null) {
         this.#asking.delete(key)
-        leave()
-        for (const connection of this.#registry.sharing(context)) this.#apply(connection, outcome)
-      }))
+        return
+      }
+      const outcome = await settledWithin(this.#askNow(request, context), this.#timeout, UNAVAILABLE)
+      this.#asking.delete(key)
+      leave()
+      this.#isAway = outcome === UNAVAILABLE
+      for (const connection of this.#registry.sharing(context)) this.#apply(connection, outcome)
+    })
     this.#asking.set(key, asking)
     return asking
   }
 
+  /** When a connection has waited too long for its turn; 0: while answers come, its own is only late. */
+  tooLateAt ({ isReading, readWellAt }: GuardedConnection): number {
+    return isReading && this.#isAway ? readWellAt + this.#watched.maxStale : 0
+  }
+
   async #askNow (request: FastifyRequest, context: AuthContext): Promise<Renewal | Refusal> {
-    // Whoever it was asked for may have gone while it waited for its turn.
-    if (this.#registry.sharing(context).length === 0) return UNAVAILABLE
     return this.#watched.renew(request, context, () => this.#takeUse(context))
   }
 
@@ -80,9 +91,10 @@ export class CredentialWatch {
     else if (isRefusal(outcome)) this.#end(connection, outcome)
     else {
       connection.readWellAt = time
+      const key = keyOf(connection.context)
       whenCurrent(connection.route.hub, outcome(connection.context), next => {
-        // The source may have been waited for.
-        if (!connection.isOpen || isOver(connection)) return
+        // The source may have been waited for, and another credential have come.
+        if (!connection.isOpen || isOver(connection) || keyOf(connection.context) !== key) return
         if (isRefusal(next)) this.#serveOrClose(connection, now())
         else update(connection, withGranted(connection, next))
       })
@@ -92,6 +104,11 @@ export class CredentialWatch {
   /** Whoever ended it did not tell us. */
   #end (connection: GuardedConnection, refusal: Refusal): void {
     const { context: { authType, expiresAt }, route: { hub } } = connection
+    // What is over has its grace, whenever that is said.
+    if (refusal === 'FST_HYBRID_AUTH_EXPIRED_TOKEN' && expiresAt !== null && expiresAt <= Date.now()) {
+      hub.lookAt(connection)
+      return
+    }
     const isExpired = refusal === 'FST_HYBRID_AUTH_EXPIRED_SESSION' || refusal === 'FST_HYBRID_AUTH_EXPIRED_TOKEN' ||
       (authType !== 'session' && expiresAt !== null && expiresAt - Date.now() < ABOUT_TO_END)
     if (isExpired) hub.audit.expired(connection)
@@ -120,16 +137,23 @@ function update (connection: GuardedConnection, next: AuthContext): void {
   }
   if (!hub.revocations.covers(next)) connection.revoked = null
   const isOtherRights = !isSame(context.permissions, next.permissions)
-  const isChanged = isOtherRights || JSON.stringify(context.user) !== JSON.stringify(next.user)
-  // A token that is what it was has its end and its refresh where they were.
-  if (!isChanged && next.expiresAt === context.expiresAt && next.authType === 'oauth2') {
-    hub.lookAt(connection)
-    return
-  }
+  const isChanged = isOtherRights || userOf(context) !== userOf(next) || claimsOf(context) !== claimsOf(next)
   unawaited(replaceContext(connection, next, isChanged ? context.version + 1 : context.version, {
     onReplaced () { if (isOtherRights) hub.audit.permissionsChanged(connection) },
     tell () { if (isOtherRights) connection.say(permissionUpdate(context.permissions, next.permissions)) }
   }))
+}
+
+/** In whatever order its permissions are, which are compared by themselves. */
+function userOf ({ user }: AuthContext): string {
+  return JSON.stringify({ ...user, permissions: null })
+}
+
+/** What an answer says beside its times. */
+function claimsOf (context: AuthContext): string {
+  if (context.authType === 'session') return ''
+  const { scope } = context.claims
+  return JSON.stringify({ ...context.claims, exp: null, iat: null, nbf: null, scope: typeof scope === 'string' ? scope.split(' ').sort() : scope })
 }
 
 /** Whether a message has to wait until the session was read again. */
@@ -141,7 +165,10 @@ export function isStale ({ context, readAt, route: { sessionMaxAge } }: GuardedC
 export async function askAgain (connection: GuardedConnection): Promise<void> {
   const { context, request, route: { hub } } = connection
   connection.isReading = true
-  await hub.watches.get(context.authType)?.ask(request, context)
-  connection.isReading = false
+  try {
+    await hub.watches.get(context.authType)?.ask(request, context)
+  } finally {
+    connection.isReading = false
+  }
   hub.lookAt(connection)
 }

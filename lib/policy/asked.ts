@@ -10,9 +10,12 @@ import { adopt, attempt, whenReady, type Maybe } from '../maybe.js'
 export type AskUser = (identity: Identity) => unknown
 
 export interface AskedParts<V> {
+  /** Answers plain data, where it is shared. */
   readonly ask: AskUser
   /** What an answer means for an identity. @throws on one that means nothing */
   readonly read: (given: unknown, identity: Identity) => V
+  /** What of a value a context holds. */
+  readonly heldOf: (value: V) => object
   /** How long an answer is good, in milliseconds, for changes that nobody tells of. */
   readonly maxAge: number
   /** In milliseconds. */
@@ -24,7 +27,7 @@ export interface AskedParts<V> {
 
 /** What the nodes of a cluster remember of users together. No method throws or rejects. */
 export interface SharedMemory {
-  /** null: it cannot be asked. `version` is what an answer that is asked for now may be kept under. */
+  /** null: it cannot be asked. `version` is what an answer that is asked for now is kept under. */
   recall (userId: string, key: string): Promise<{ readonly value: string | null, readonly until: number, readonly version: string } | null>
   /** Does nothing where the user was forgotten since. @param until in milliseconds since the epoch */
   keep (userId: string, key: string, value: string, until: number, version: string): void
@@ -52,6 +55,12 @@ export class Asked<V extends object> {
   readonly #parts: AskedParts<V>
   readonly #users = new GenerationCache<Map<string, Known<V>>>(MAX_USERS)
   readonly #flights = new Map<string, Flight<V>>()
+  /** When users were forgotten, and when values were asked for, in a time that only forgetting moves. */
+  readonly #forgotten = new Map<string, number>()
+  /** As if all whom there was no room to remember were forgotten last. */
+  #floor = 0
+  readonly #asked = new WeakMap<object, number>()
+  #epoch = 0
 
   constructor (parts: AskedParts<V>) {
     this.#parts = parts
@@ -63,14 +72,20 @@ export class Asked<V extends object> {
     return this.#known(identity.userId, key) ?? this.#join(key, identity)
   }
 
-  /** What is remembered; null: nothing is. */
-  known (issuer: string | null, identity: Identity): V | null {
-    return this.#known(identity.userId, keyOf(issuer, identity))
+  /** Whether the user was not forgotten since what a context holds was asked for, remembered or not. */
+  isCurrent (userId: string, held: object): boolean {
+    const asked = this.#asked.get(held)
+    return asked !== undefined && asked >= (this.#forgotten.get(userId) ?? this.#floor)
   }
 
   /** What was known of the user is asked for again, by whoever is waiting for it as well. */
   forget (userId: string): void {
     this.#users.delete(userId)
+    if (this.#forgotten.size >= MAX_USERS) {
+      this.#forgotten.clear()
+      this.#floor = this.#epoch
+    }
+    this.#forgotten.set(userId, ++this.#epoch)
     this.#parts.shared?.forget(userId)
     for (const [key, flight] of this.#flights) {
       if (flight.userId !== userId) continue
@@ -96,7 +111,7 @@ export class Asked<V extends object> {
       isStale: false,
       answer: settledWithin<Known<V> | Refusal | null>(asked, timeout, null).then(late => {
         const answer = late ?? this.#failed(new Error('no answer in time'))
-        if (mine.isStale) return this.#join(key, identity)
+        if (mine.isStale) return this.#known(userId, key) ?? this.#join(key, identity)
         this.#flights.delete(key)
         return this.#keep(userId, key, answer)
       })
@@ -106,26 +121,40 @@ export class Asked<V extends object> {
   }
 
   #ask (identity: Identity, onAnswer?: (given: unknown, until: number) => void): Maybe<Known<V> | Refusal> {
-    const { ask, read, maxAge } = this.#parts
+    const { ask, maxAge } = this.#parts
+    const epoch = this.#epoch
     return attempt(() => whenReady(adopt(ask(identity)), given => {
-      const value = read(given, identity)
       const until = Date.now() + maxAge
+      const known = this.#read(given, identity, until, epoch)
       onAnswer?.(given, until)
-      return { value, until }
+      return known
     }), error => this.#failed(error))
+  }
+
+  #read (given: unknown, identity: Identity, until: number, epoch: number): Known<V> {
+    const { read, heldOf } = this.#parts
+    const value = read(given, identity)
+    this.#asked.set(heldOf(value), epoch)
+    return { value, until }
   }
 
   /** Another node may have asked already. */
   async #recall (shared: SharedMemory, key: string, identity: Identity): Promise<Known<V> | Refusal> {
     const { userId } = identity
+    const { maxAge, timeout } = this.#parts
+    const epoch = this.#epoch
+    const begun = Date.now()
     const found = await shared.recall(userId, key)
     if (found?.value == null || found.until <= Date.now()) {
       return this.#ask(identity, (given, until) => {
-        if (found !== null) shared.keep(userId, key, JSON.stringify(given), until, found.version)
+        // Who asked has given up on it.
+        const isLate = Date.now() - begun >= timeout
+        if (found !== null && !isLate) shared.keep(userId, key, JSON.stringify(given), until, found.version)
       })
     }
+    // The clock of another node does not make it good for longer.
     const { value, until } = found
-    return attempt(() => ({ value: this.#parts.read(JSON.parse(value), identity), until }), error => this.#failed(error))
+    return attempt(() => this.#read(JSON.parse(value), identity, Math.min(until, Date.now() + maxAge), epoch), error => this.#failed(error))
   }
 
   #keep (userId: string, key: string, answer: Known<V> | Refusal): V | Refusal {

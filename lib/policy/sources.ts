@@ -1,9 +1,10 @@
 /** What the application knows of a user beside the credential: more of who it is, then what it may do. */
 import type { AuthContext, Identity } from '../../types/context.js'
 import { isRefusal, type Refusal } from '../errors.js'
-import { whenReady, type Maybe } from '../maybe.js'
+import { adopt, whenReady, type Maybe } from '../maybe.js'
 import type { CheckedIdentity } from '../verify/identity.js'
 import { checkIdentity } from '../verify/identity.js'
+import { plain } from '../verify/plain.js'
 import { Asked, type AskedParts, type AskUser, type SharedMemory } from './asked.js'
 
 /** As the option `enrich` is, read. */
@@ -19,7 +20,7 @@ export interface SourceParts {
   readonly enrich?: EnrichSettings | undefined
   /** In milliseconds. */
   readonly timeout: number
-  /** null: the cluster has none. */
+  /** null: the cluster has none, for this registration alone. */
   readonly shared: SharedMemory | null
   readonly onFault: (where: string, error: unknown) => void
 }
@@ -32,8 +33,8 @@ export function createSources ({ permissions, enrich, timeout, shared, onFault }
   if (permissions === undefined && enrich === undefined) return null
   const partsOf = (where: string) => ({ timeout, onFault: (error: unknown) => { onFault(where, error) } })
   return new Sources(
-    enrich === undefined ? null : { ...partsOf('enrich'), ...enrich, read: enriched, shared: enrich.shared ? shared : null },
-    permissions === undefined ? null : { ...partsOf('permissions'), ask: permissions, maxAge: PERMISSIONS_AGE, read: listOf, shared: null })
+    enrich === undefined ? null : { ...partsOf('enrich'), ask: askPlain(enrich.ask), maxAge: enrich.maxAge, read: enriched, heldOf: ({ user }) => user, shared: enrich.shared ? shared : null },
+    permissions === undefined ? null : { ...partsOf('permissions'), ask: permissions, maxAge: PERMISSIONS_AGE, read: listOf, heldOf: list => list, shared: null })
 }
 
 export class Sources {
@@ -55,9 +56,9 @@ export class Sources {
   }
 
   /** Whether nothing has changed since the context was made, as far as this process was told. */
-  isCurrent ({ issuer, user, permissions }: AuthContext): boolean {
-    return (this.#enrich === null || this.#enrich.known(issuer, baseOf(user))?.user === user) &&
-      (this.#permissions === null || this.#permissions.known(issuer, user) === permissions)
+  isCurrent ({ userId, user, permissions }: AuthContext): boolean {
+    return (this.#enrich === null || this.#enrich.isCurrent(userId, user)) &&
+      (this.#permissions === null || this.#permissions.isCurrent(userId, permissions))
   }
 
   /** The context with what is known now. Neither throws nor rejects. */
@@ -79,6 +80,15 @@ const bases = new WeakMap<Identity, Identity>()
 
 function baseOf (user: Identity): Identity {
   return bases.get(user) ?? user
+}
+
+/** As JSON has it, on this node as on those which it is shared with: nothing that a getter or an own `toJSON` says twice. */
+function askPlain (ask: AskUser): AskUser {
+  return identity => whenReady(adopt(ask(identity)), given => {
+    // What is no object is refused as it is.
+    if (typeof given !== 'object' || given === null) return given ?? null
+    return plain(given) ?? false
+  })
 }
 
 /** @throws TypeError on what is no object, and on one that names somebody else, or nobody */

@@ -1,10 +1,10 @@
 /** An authorization server, asked about a token (RFC 7662) by a client that authenticates as it was registered. */
 import { createPrivateKey, createPublicKey, KeyObject, webcrypto } from 'node:crypto'
 import {
-  allowInsecureRequests, ClientSecretBasic, ClientSecretPost, customFetch, introspectionRequest, OperationProcessingError, PrivateKeyJwt,
+  allowInsecureRequests, ClientSecretBasic, ClientSecretPost, customFetch, introspectionRequest, PrivateKeyJwt,
   processIntrospectionResponse, type ClientAuth
 } from 'oauth4webapi'
-import { fetchBounded, QuestionRefused } from './fetch.js'
+import { fetchBounded, ProviderFailed, QuestionRefused } from './fetch.js'
 import { importKey } from './keys.js'
 
 /** How the client authenticates, as the registries of RFC 7591 §2 and OpenID Connect call it. */
@@ -29,8 +29,9 @@ export interface AuthorizationServer {
   readonly authenticate: ClientAuth
 }
 
+const JSON_TYPE = /^application\/json\s*(?:;|$)/i
 /** Whatever the question: the client may not ask, or not now. */
-const REFUSES_ANYBODY = new Set([401, 403, 404, 429])
+const REFUSES_ANYBODY = new Set([401, 429])
 
 /** What the server says of a token. null: it is not active. Rejects where it does not answer, or with no answer at all. */
 export async function introspect ({ endpoint, issuer, clientId, authenticate }: AuthorizationServer, token: string, signal: AbortSignal): Promise<object | null> {
@@ -42,15 +43,17 @@ export async function introspect ({ endpoint, issuer, clientId, authenticate }: 
     [allowInsecureRequests]: true,
     additionalParameters: { token_type_hint: 'access_token' }
   })
-  if (response.status >= 400 && response.status < 500 && !REFUSES_ANYBODY.has(response.status)) throw new QuestionRefused(`status ${response.status}`)
-  try {
-    const answer = await processIntrospectionResponse(server, client, response)
-    return answer.active ? answer : null
-  } catch (error) {
+  const { status } = response
+  // Of what could not be one of its tokens some say so in place of `active` (RFC 7009 §2.2.1).
+  if (status === 400 && await errorIn(response.clone()) === 'unsupported_token_type') return null
+  if (status >= 400 && status < 500 && !REFUSES_ANYBODY.has(status)) throw new QuestionRefused(`status ${status}`)
+  if (status === 200) {
+    if (!JSON_TYPE.test(response.headers.get('content-type') ?? '')) throw new ProviderFailed('the answer does not call itself JSON')
     // It has answered, and not said that the token is good.
-    if (isVague(error)) return null
-    throw error
+    if (await isVague(response.clone())) return null
   }
+  const answer = await processIntrospectionResponse(server, client, response)
+  return answer.active ? answer : null
 }
 
 export function bySecret (authentication: ClientAuthentication, secret: string): ClientAuth {
@@ -78,9 +81,17 @@ const PARAMETERS = {
 } as const satisfies Record<AssertionAlgorithm, object>
 
 /** A JSON object in which `active` is neither true nor false. */
-function isVague (error: unknown): boolean {
-  if (!(error instanceof OperationProcessingError)) return false
-  const { cause } = error
-  const body: unknown = typeof cause === 'object' && cause !== null && 'body' in cause ? cause.body : null
-  return typeof body === 'object' && body !== null && !Array.isArray(body)
+async function isVague (response: Response): Promise<boolean> {
+  const body = await objectIn(response)
+  return body !== null && !('active' in body && typeof body.active === 'boolean')
+}
+
+async function errorIn (response: Response): Promise<unknown> {
+  const body = await objectIn(response)
+  return body !== null && 'error' in body ? body.error : null
+}
+
+async function objectIn (response: Response): Promise<object | null> {
+  const body: unknown = await response.json().catch(() => null)
+  return typeof body === 'object' && body !== null && !Array.isArray(body) ? body : null
 }

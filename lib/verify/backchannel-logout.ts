@@ -20,7 +20,11 @@ const schema = v.strictObject({
   issuer: v.optional(oneOrMore),
   audience: v.optional(oneOrMore),
   clockTolerance: v.optional(within(0, 300, 'seconds')),
-  onLogout: v.optional(fn<NonNullable<BackchannelLogoutOptions['onLogout']>>())
+  onLogout: v.optional(fn<NonNullable<BackchannelLogoutOptions['onLogout']>>()),
+  // Fastify hands its own on.
+  prefix: v.optional(v.unknown()),
+  logLevel: v.optional(v.unknown()),
+  logSerializers: v.optional(v.unknown())
 }, 'must be an object')
 
 const UNDER = 'backchannelLogout'
@@ -50,17 +54,28 @@ export async function backchannelLogout (app: FastifyInstance, given: Backchanne
     done(null, new URLSearchParams(String(body)))
   })
   app.post(options.path, async (request, reply) => {
-    const run = async (): Promise<200 | 400 | 503> => {
+    const run = async (): Promise<Outcome> => {
       const logout = await read(tokenIn(request.body))
-      return logout === null ? 400 : carryOut(logout)
+      return logout === null ? REFUSED : carryOut(logout)
     }
-    const outcome = run().catch((error: unknown): 503 => {
+    const outcome = run().catch((error: unknown): Outcome => {
       parts.report(request, UNDER, error)
-      return 503
+      return FAILED
     })
-    return answer(reply, await settledWithin(outcome, parts.timeout, 503))
+    const { status, onTold } = await settledWithin(outcome, parts.timeout, FAILED)
+    onTold?.()
+    return answer(reply, status)
   })
 }
+
+interface Outcome {
+  readonly status: 200 | 400 | 503
+  /** Called when this is what the provider is told. */
+  readonly onTold?: () => void
+}
+
+const REFUSED: Outcome = { status: 400 }
+const FAILED: Outcome = { status: 503 }
 
 /** A logout token that is good. */
 interface LogoutToken extends ProviderLogout {
@@ -72,8 +87,11 @@ interface LogoutToken extends ProviderLogout {
 /** @returns what reads a logout token; null: it is none, or not for here (§2.6) */
 function createReader (options: v.InferOutput<typeof schema>, { jwt, readSigned }: LogoutParts): (token: string) => Promise<LogoutToken | null> {
   const { key = jwt?.key, algorithms: accepted = jwt?.algorithms, issuer = jwt?.issuer, audience = jwt?.audience } = options
-  const required = Object.entries({ key, algorithms: accepted, issuer, audience }).find(([, value]) => value === undefined)
-  if (key === undefined || accepted === undefined || required !== undefined) throw invalidOption(`${UNDER}.${required?.[0] ?? 'key'}`, 'is required, here or as jwt has it')
+  const missing = (name: string): Error => invalidOption(`${UNDER}.${name}`, 'is required, here or as jwt has it')
+  if (key === undefined) throw missing('key')
+  if (accepted === undefined) throw missing('algorithms')
+  if (issuer === undefined) throw missing('issuer')
+  if (audience === undefined) throw missing('audience')
   const isShared = options.key === undefined && options.algorithms === undefined
   const readAny = (isShared ? readSigned : null) ?? createSignedReader({ key, algorithms: accepted, maxTokenLength: MAX_TOKEN }, UNDER).read
   const clockTolerance = options.clockTolerance ?? jwt?.clockTolerance ?? 0
@@ -97,29 +115,52 @@ function logoutIn (claims: PlainObject): LogoutToken | null {
   return { claims, issuer, iat, sid, sub, name: JSON.stringify([issuer, jti]) }
 }
 
-/** @returns what ends it, once */
-function createLogout ({ logOut, isFirst }: LogoutParts, onLogout: BackchannelLogoutOptions['onLogout']) {
-  /** Those that are being carried out, or were, and when they came. */
-  const known = new Map<string, number>()
+interface Known {
+  readonly at: number
+  /** null: the provider was told what became of it. From then on it is a replay. */
+  readonly outcome: Promise<Outcome> | null
+}
 
-  return async function carryOut (logout: LogoutToken): Promise<200 | 400> {
-    const { name, claims } = logout
-    for (const [old, time] of known) {
-      if (time > Date.now() - REMEMBERED * 1000) break
-      known.delete(old)
-    }
-    if (known.has(name)) return 400
-    known.set(name, Date.now())
+/** @returns what ends it, once */
+function createLogout ({ logOut, claim, release }: LogoutParts, onLogout: BackchannelLogoutOptions['onLogout']) {
+  /** Those that are being carried out, or were, in the order in which they came. */
+  const known = new Map<string, Known>()
+
+  async function run ({ name, claims, ...logout }: LogoutToken): Promise<Outcome> {
+    let isMine = false
     try {
-      await logOut(logout)
-      await onLogout?.(claims)
+      isMine = await claim(name, REMEMBERED)
+      if (isMine) {
+        await logOut(logout)
+        await onLogout?.(claims)
+        return { status: 200, onTold: () => { remember(name, null) } }
+      }
     } catch (error) {
-      // The provider may say it again.
+      // The provider may say it again, here or to another node.
       known.delete(name)
+      if (isMine) await release(name, REMEMBERED)
       throw error
     }
-    // Done twice, it ends nothing that was opened since. It is refused all the same, whichever node has heard it first.
-    return await isFirst(name, REMEMBERED) ? 200 : 400
+    // Whoever has it may still fail.
+    known.delete(name)
+    return REFUSED
+  }
+
+  return async function carryOut (logout: LogoutToken): Promise<Outcome> {
+    for (const [old, { at }] of known) {
+      if (at > Date.now() - REMEMBERED * 1000) break
+      known.delete(old)
+    }
+    const before = known.get(logout.name)
+    if (before !== undefined) return before.outcome ?? REFUSED
+    const outcome = run(logout)
+    remember(logout.name, outcome)
+    return outcome
+  }
+
+  function remember (name: string, outcome: Known['outcome']): void {
+    known.delete(name)
+    known.set(name, { at: Date.now(), outcome })
   }
 }
 

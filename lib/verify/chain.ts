@@ -57,10 +57,12 @@ export type Chain = Awaited<ReturnType<typeof createChain>>
 export async function createChain (options: ParsedOptions, { report, onBadIdentity, revocations, tickets, failures, tally, sources }: ChainParts) {
   const tracer = new Tracer()
   const jwt = options.jwt === undefined ? null : createJwtVerifier(options.jwt, tally, () => { onBadIdentity('jwt.user') })
-  const introspector = options.introspection === undefined ? null : openIntrospector(options.introspection, {
-    onBadIdentity () { onBadIdentity('introspection.user') },
-    onAsked (outcome) { tally.introspections.add(outcome) }
-  })
+  const introspector = options.introspection === undefined
+    ? null
+    : openIntrospector(options.introspection, {
+      onBadIdentity () { onBadIdentity('introspection.user') },
+      onAsked (outcome) { tally.introspections.add(outcome) }
+    })
   const realms = { j: options.jwt === undefined ? '' : realmOf(options.jwt), o: options.introspection?.from ?? '' }
   const sessions = options.session === undefined ? null : await createSessionVerifier(options.session, () => { onBadIdentity('session.user') })
 
@@ -150,6 +152,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   const parts = { grounded, closed, report }
   return {
     realms,
+    stop () { introspector?.stop() },
     readSigned: jwt?.readSigned ?? null,
     tokenOf: (claims: Claims): string | null => introspector?.tokenOf(claims) ?? null,
     tracer,

@@ -1,7 +1,14 @@
 /** What names a token, for the verifier and for who revokes one. */
 import { createHash } from 'node:crypto'
 import { isUtf8 } from 'node:buffer'
+import { isCanonical } from './token.js'
 
+const JOSE = /^([A-Za-z0-9_+/-]+)=*\./
+/** Issuers repeat their few headers: a token costs no parsing of one that was read before. */
+const headers = new Set<string>()
+const MAX_HEADERS = 64
+const MAX_HEADER = 512
+const BASE64URL = /^[A-Za-z0-9_-]*$/
 /** What claims more than this, in base64url characters, is not read to find out for whom. */
 const MAX_CLAIMED = 8192
 const THREE_SEGMENTS = /^([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+$/
@@ -31,15 +38,40 @@ export function identifyToken (token: string): NamedToken | null {
   }
 }
 
-/** {@link identifyToken}, or for an opaque one its hash: nothing in it names it, and it is spelled in one way only. */
-export function nameOfToken (token: string): NamedToken {
-  return identifyToken(token) ?? { tokenId: 'sha256:' + createHash('sha256').update(token).digest('base64url'), issuer: null, expiresAt: null }
+/**
+ * Of a token that its server is asked about: a hash, for a `jti` in it is as little verified as the rest. An opaque one has one spelling only;
+ * one that is a JWS is named by what its signature covers.
+ */
+export function nameOfToken (token: string): Pick<NamedToken, 'tokenId' | 'issuer'> {
+  const [, header = '', payload = ''] = (isJose(token) ? THREE_SEGMENTS.exec(token) : null) ?? []
+  if (payload !== '') return { tokenId: tokenHash(header, payload), issuer: issuerIn(payload) }
+  return { tokenId: 'sha256:' + createHash('sha256').update(token).digest('base64url'), issuer: null }
 }
 
-/** Whether it is one of the three parts of a JWS (RFC 7515 §7.1), the first of them a JSON object. */
+/** b64token of RFC 6750 §2.1. */
+export const BEARER_TOKEN = /^[A-Za-z0-9\-._~+/]+=*$/
+
+/**
+ * Whether its first part is a header of JOSE (RFC 7515 §4, RFC 7516 §4), in whatever spelling: with padding, or in the other alphabet
+ * of base64, it is no other token.
+ */
+export function isJose (token: string): boolean {
+  const [, header = ''] = JOSE.exec(token) ?? []
+  if (header === '' || headers.has(header)) return header !== ''
+  if (readClaims(header) === null) return false
+  if (headers.size >= MAX_HEADERS) headers.clear()
+  if (header.length <= MAX_HEADER) headers.add(header)
+  return true
+}
+
+/** …and it has the three parts of a JWS. */
 export function isJws (token: string): boolean {
-  const [, header = ''] = THREE_SEGMENTS.exec(token) ?? []
-  return header !== '' && readClaims(header) !== null
+  return isJose(token) && token.split('.').length === 3
+}
+
+/** A token of JOSE in another spelling than its issuer's: it names the same rights, and would have another hash. */
+export function isRespelled (token: string): boolean {
+  return isJose(token) && !token.split('.').every(part => BASE64URL.test(part) && isCanonical(part, 0, part.length))
 }
 
 /** Whom a token says it is of. Nothing of it is verified. null: it does not say. */

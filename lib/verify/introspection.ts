@@ -100,10 +100,9 @@ export function introspection (options: IntrospectionOptions): IntrospectionSour
     new RemoteTokens((token, signal) => introspect(server, token, signal), settings, parts))
 }
 
-function authenticationOf ({ clientAuthentication, clientSecret, clientKey: given }: v.InferOutput<typeof schema>) {
-  if (given === undefined) return bySecret(clientAuthentication, clientSecret ?? '')
+function authenticationOf ({ clientAuthentication, clientSecret = '', clientKey: given }: v.InferOutput<typeof schema>) {
   try {
-    return byKey(given)
+    return given === undefined ? bySecret(clientAuthentication, clientSecret) : byKey(given)
   } catch (error) {
     throw invalidOption('introspection.clientKey.key', error instanceof KeyRefused ? error.message : 'is no private key')
   }

@@ -27,6 +27,8 @@ export interface Introspector {
   reverify (claims: Claims): Maybe<VerifiedToken | Refusal>
   /** The token of such claims; null: they are not of here. */
   tokenOf (claims: Claims): string | null
+  /** The application closes: nothing is asked any more. */
+  stop (): void
 }
 
 /** What an introspector tells of itself. */

@@ -12,7 +12,9 @@ export interface LogoutParts {
   /** Ends it on every node. @throws FST_HYBRID_AUTH_UNAVAILABLE */
   readonly logOut: (logout: ProviderLogout) => Promise<void>
   /** Whether a name comes for the first time within so many seconds, on any node. */
-  readonly isFirst: (name: string, seconds: number) => Promise<boolean>
+  readonly claim: (name: string, seconds: number) => Promise<boolean>
+  /** Gives it back. */
+  readonly release: (name: string, seconds: number) => Promise<void>
   /** In milliseconds. */
   readonly timeout: number
   readonly report: FaultReporter

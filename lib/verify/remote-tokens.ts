@@ -6,9 +6,9 @@ import { GenerationCache } from '../cache.js'
 import { FORGED, isRefusal, type Forged, type Refusal } from '../errors.js'
 import { adopt, whenReady, type Maybe } from '../maybe.js'
 import { Breaker } from './breaker.js'
-import { createClaimsCheck, within, type Validity } from './claims.js'
+import { createClaimsCheck, isLogout, within, type Validity } from './claims.js'
 import { ProviderFailed } from './fetch.js'
-import { nameOfToken } from './identify.js'
+import { BEARER_TOKEN, isRespelled, nameOfToken } from './identify.js'
 import { checkIdentity, identityFromClaims, type CheckedIdentity } from './identity.js'
 import type { Introspector, IntrospectorParts } from './introspector.js'
 import type { VerifiedToken } from './jwt.js'
@@ -42,14 +42,19 @@ interface Active extends Validity {
   readonly size: number
 }
 
+interface Flight {
+  readonly controller: AbortController
+  readonly answer: Promise<Active | Inactive>
+}
+
 interface Inactive {
   readonly refusal: Refusal
+  /** The server has never called it active, as far as is remembered. */
+  readonly isUnknown: boolean
   readonly keepUntil: number
 }
 
 const INVALID: Refusal = 'FST_HYBRID_AUTH_INVALID_TOKEN'
-/** b64token of RFC 6750 §2.1. */
-const TOKEN = /^[A-Za-z0-9\-._~+/]+=*$/
 const ENTRIES = 20_000
 /** Questions at once: each is a connection. */
 const MAX_FLIGHTS = 1000
@@ -63,7 +68,7 @@ export class RemoteTokens implements Introspector {
   readonly #breaker = new Breaker()
   readonly #active = new GenerationCache<Active>(ENTRIES, BYTES, (key, { size }) => key.length * 2 + size)
   readonly #inactive = new GenerationCache<Inactive>(ENTRIES)
-  readonly #flights = new Map<string, Promise<Active | Refusal>>()
+  readonly #flights = new Map<string, Flight>()
   /** What is asked about again has to be sent again; no context shows it. */
   readonly #tokens = new WeakMap<Claims, string>()
 
@@ -75,7 +80,7 @@ export class RemoteTokens implements Introspector {
   }
 
   verify (token: string): Maybe<VerifiedToken | Refusal | Forged> {
-    if (token.length > this.#settings.maxTokenLength || !TOKEN.test(token)) return FORGED
+    if (token.length > this.#settings.maxTokenLength || !BEARER_TOKEN.test(token) || isRespelled(token)) return FORGED
     const key = keyOf(token)
     const time = Date.now()
     const known = this.#active.get(key)
@@ -85,49 +90,62 @@ export class RemoteTokens implements Introspector {
     }
     const refused = this.#inactive.get(key)
     if (refused !== undefined && time < refused.keepUntil) return refused.refusal
-    // What merely ended since, and what others ask about as well, is no guess of whoever asks.
-    const isGuess = known === undefined && !this.#flights.has(key)
+    const isFirst = !this.#flights.has(key)
+    if (isFirst && this.#flights.size >= MAX_FLIGHTS) return Promise.reject(new ProviderFailed('too much is asked at once'))
     return this.#find(key, token).then(found => {
-      if (!isRefusal(found)) return this.#identify(found)
-      return isGuess && found === INVALID ? FORGED : found
+      if (!('refusal' in found)) return this.#identify(found)
+      // What others ask about as well is no guess of whoever asks.
+      return isFirst && found.isUnknown ? FORGED : found.refusal
     })
   }
 
   reverify (claims: Claims): Maybe<VerifiedToken | Refusal> {
     const token = this.tokenOf(claims)
     if (token === null) return INVALID
-    return this.#find(keyOf(token), token).then(found => isRefusal(found) ? found : this.#identify(found))
+    return this.#find(keyOf(token), token).then(found => 'refusal' in found ? found.refusal : this.#identify(found))
   }
 
   tokenOf (claims: Claims): string | null {
     return this.#tokens.get(claims) ?? null
   }
 
-  #find (key: string, token: string): Promise<Active | Refusal> {
+  /** What is being asked is asked for nobody any more. */
+  stop (): void {
+    for (const { controller } of this.#flights.values()) controller.abort()
+  }
+
+  #find (key: string, token: string): Promise<Active | Inactive> {
     const known = this.#flights.get(key)
-    if (known !== undefined) return known
-    if (this.#flights.size >= MAX_FLIGHTS) return Promise.reject(new ProviderFailed('too much is asked at once'))
-    const flight = this.#breaker.run(() => this.#ask(token, AbortSignal.timeout(this.#settings.timeout)))
-      .then(answer => {
-        const found = this.#keep(key, token, answer)
-        this.#parts.onAsked(isRefusal(found) ? 'inactive' : 'active')
+    if (known !== undefined) return known.answer
+    const controller = new AbortController()
+    const timer = setTimeout(() => { controller.abort() }, this.#settings.timeout).unref()
+    const answer = this.#breaker.run(() => this.#ask(token, controller.signal))
+      .then(given => {
+        const found = this.#keep(key, token, given)
+        this.#parts.onAsked('refusal' in found ? 'inactive' : 'active')
         return found
       }, (error: unknown) => {
         this.#parts.onAsked('unavailable')
         throw error
       })
-      .finally(() => { this.#flights.delete(key) })
-    this.#flights.set(key, flight)
-    return flight
+      .finally(() => {
+        clearTimeout(timer)
+        this.#flights.delete(key)
+      })
+    this.#flights.set(key, { controller, answer })
+    return answer
   }
 
-  #keep (key: string, token: string, answer: object | null): Active | Refusal {
+  #keep (key: string, token: string, answer: object | null): Active | Inactive {
     const { maxAge, negativeMaxAge } = this.#settings
     const found = answer === null ? INVALID : this.#read(token, answer, Date.now() + maxAge)
     if (isRefusal(found)) {
+      // What merely ended since is no guess, however often it comes.
+      const wasActive = this.#active.get(key) !== undefined || this.#inactive.get(key)?.isUnknown === false
+      const inactive = { refusal: found, isUnknown: answer === null && !wasActive, keepUntil: Date.now() + negativeMaxAge }
       this.#active.delete(key)
-      this.#inactive.set(key, { refusal: found, keepUntil: Date.now() + negativeMaxAge })
-      return found
+      this.#inactive.set(key, inactive)
+      return inactive
     }
     this.#inactive.delete(key)
     this.#active.set(key, found)
@@ -139,7 +157,7 @@ export class RemoteTokens implements Introspector {
     const { tokenId, issuer } = nameOfToken(token)
     // Of a token that says itself who issued it, and is active, that is as true as the rest.
     const claims = freezeParsed('iss' in answer || issuer === null ? answer : { ...answer, iss: issuer })
-    if (!isAccessToken(claims)) return INVALID
+    if (!isAccessToken(claims) || isLogout(claims)) return INVALID
     const validity = this.#checkClaims(claims, undefined)
     if (isRefusal(validity)) return validity
     const identity = this.#settings.user === undefined ? identityFromClaims(claims) : null
@@ -158,9 +176,13 @@ export class RemoteTokens implements Introspector {
 }
 
 /** A server may be asked about refresh tokens as well (RFC 7662 §4), and tells by these names, if at all, which kind one is. */
-function isAccessToken ({ token_type: type, token_use: use }: PlainObject): boolean {
-  return (type === undefined || (typeof type === 'string' && type.toLowerCase() === 'bearer')) &&
-    (use === undefined || use === 'access_token' || use === 'access')
+function isAccessToken ({ token_type: type, token_use: use, typ }: PlainObject): boolean {
+  return (type === undefined || isOneOf(type, ['bearer'])) && (use === undefined || isOneOf(use, ['access_token', 'access'])) &&
+    (typ === undefined || !isOneOf(typ, ['refresh', 'offline', 'id', 'logout']))
+}
+
+function isOneOf (value: unknown, names: readonly string[]): boolean {
+  return typeof value === 'string' && names.includes(value.toLowerCase())
 }
 
 /** Nothing that is kept is a credential. */

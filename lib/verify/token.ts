@@ -65,7 +65,8 @@ function isKid (kid: unknown): kid is string {
   return typeof kid === 'string' && KID.test(kid) && !kid.includes('..') && !POISONED.has(kid)
 }
 
-function isCanonical (token: string, start: number, end: number): boolean {
+/** Whether nothing else decodes to the same bytes (RFC 4648 §3.5). */
+export function isCanonical (token: string, start: number, end: number): boolean {
   switch ((end - start) % 4) {
     case 0: return true
     case 2: return ENDS_CLEAN_AFTER_1_BYTE.has(token.charAt(end - 1))
