@@ -293,6 +293,19 @@ t.test('66: the same scope in another order is nothing new', async t => {
   t.strictSame([pair.peer.framesOf('permission_update'), told('permissions_changed'), versionOf(pair), refreshed], [[], [], 1, 0])
 })
 
+t.test('a scope that is no text is compared as it is, and grants nothing', async t => {
+  const { enter, provider, round } = await remote(t)
+  const token = provider.issue({ scope: ['a', 'b'] })
+  const pair = await enter(token)
+  t.strictSame([versionOf(pair), pair.there.connection.context.permissions], [1, []])
+  await round()
+  t.equal(versionOf(pair), 1)
+  provider.say(token, { scope: ['b'] })
+  await round()
+  await isOpen(t, pair, 'the socket')
+  t.strictSame([versionOf(pair), pair.there.connection.context.permissions], [2, []])
+})
+
 t.test('66: a scope that the rule of the route needs is lost: 4007', async t => {
   const { enter, provider, round } = await remote(t, { route: { permissions: ['a:read'] } })
   const [token, other] = [provider.issue({ scope: 'a:read a:write' }), provider.issue()]

@@ -6,7 +6,7 @@ import { Registry } from '../lib/connection/registry.js'
 import { isAimedAt, isOlder, Revocations, type Revocation } from '../lib/cluster/revocations.js'
 import { parseRevoke } from '../lib/cluster/target.js'
 import { wheel, type Wheeled } from '../lib/wheel.js'
-import { identifyToken, tokenHash } from '../lib/verify/identify.js'
+import { identifyToken, isJose, isJws, isRespelled, tokenHash } from '../lib/verify/identify.js'
 import { build, goodToken, JWT, SECRET } from './helpers.js'
 import { DAY, eventually, HOUR, setClock } from './live.js'
 import { audited, bearer, isOpen, isRevoked, outcome, untyped, withCookie } from './revoking.js'
@@ -512,4 +512,16 @@ t.test('a closed application leaves no sweep behind', async t => {
   t.ok(isWaiting())
   await app.close()
   await eventually('the sweep is taken out', () => !isWaiting())
+})
+
+t.test('what begins with a header of JOSE is told from every other token, however many headers there are, and however long', t => {
+  const encoded = (value: unknown): string => Buffer.from(JSON.stringify(value)).toString('base64url')
+  for (let n = 0; n < 200; n++) {
+    const token = `${encoded({ alg: 'HS256', n })}.e30.AA`
+    t.ok(isJws(token) && isJws(token) && isJose(`${token}.AA.AA`) && !isJws(`${token}.AA.AA`) && !isRespelled(token) && isRespelled(`${token}=`))
+  }
+  const long = encoded({ alg: 'HS256', kid: 'x'.repeat(2000) })
+  t.ok(isJws(`${long}.e30.AA`) && isJws(`${long}.e30.AA`))
+  for (const other of ['', '.', '..', 'a.b.c', `.${long}.AA`, `${encoded('text')}.e30.AA`, `${encoded(1)}.e30.AA`, long, 'eyJ.e30.AA', ' .e30.AA']) t.notOk(isJose(other), other.slice(0, 20))
+  t.end()
 })
