@@ -8,7 +8,7 @@ import { run, type RedisClient } from '../lib/cluster/redis-client.js'
 import { RedisMemory } from '../lib/cluster/redis-memory.js'
 import { redisCluster, type RedisClusterOptions } from '../lib/cluster/redis.js'
 import { bearer, CLUSTER_SECRET, endOf, redisNode, Script, SHORT, settled, startNode, until, type Node, type RedisNode, type RedisNodeSettings } from './cluster-suite.js'
-import { goodToken, inSeconds } from './helpers.js'
+import { goodToken, inSeconds, SECRET } from './helpers.js'
 import { dial, eventually, setClock } from './live.js'
 import { connect, needsRedis, startRedis, type Redis } from './redis.js'
 import { untyped } from './revoking.js'
@@ -115,6 +115,18 @@ t.test('an answer that one node was given serves the other without a call', { ..
   t.equal(await toldAt(b, { role: 'other' }), 'shared')
   t.equal(await toldAt(b, { iss: 'https://other.example' }), 'shared')
   t.same(service.by, ['a', 'b', 'b'], 'another identity and another issuer are asked about')
+})
+
+t.test('a registration that accepts other credentials is given nothing that this one was told', { ...needsRedis }, async t => {
+  const { redis, a, admin, service } = await world(t)
+  const other = await redisNode(t, redis.url, { cluster: CALM, auth: { heartbeat: false, jwt: { key: SECRET, algorithms: ['HS256'], audience: 'another service' }, enrich: { ask: service.at('other'), shared: true } } })
+  await settled(other)
+  service.says({ role: 'admin' })
+  t.match(await contextAt(a, { aud: 'another service' }), { role: 'admin' })
+  await keeps(admin, 'alice')
+  service.says({ role: 'guest' })
+  t.match(await contextAt(other, { aud: 'another service' }), { role: 'guest' })
+  t.same(service.by, ['a', 'other'])
 })
 
 t.test('that nothing is known is shared as well, and without `shared` nothing is', { ...needsRedis }, async t => {

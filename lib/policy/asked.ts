@@ -23,6 +23,8 @@ export interface AskedParts<V> {
   readonly onFault: (error: unknown) => void
   /** null: this process remembers for itself. */
   readonly shared: SharedMemory | null
+  /** Whose answers it shares: registrations that accept other credentials are answered about other people. */
+  readonly realm: string
 }
 
 /** What the nodes of a cluster remember of users together. No method throws or rejects. */
@@ -141,15 +143,16 @@ export class Asked<V extends object> {
   /** Another node may have asked already. */
   async #recall (shared: SharedMemory, key: string, identity: Identity): Promise<Known<V> | Refusal> {
     const { userId } = identity
-    const { maxAge, timeout } = this.#parts
+    const { maxAge, timeout, realm } = this.#parts
     const epoch = this.#epoch
     const begun = Date.now()
-    const found = await shared.recall(userId, key)
+    const name = createHash('sha256').update(`${realm}\n${key}`).digest('base64url')
+    const found = await shared.recall(userId, name)
     if (found?.value == null || found.until <= Date.now()) {
       return this.#ask(identity, (given, until) => {
         // Who asked has given up on it.
         const isLate = Date.now() - begun >= timeout
-        if (found !== null && !isLate) shared.keep(userId, key, JSON.stringify(given), until, found.version)
+        if (found !== null && !isLate) shared.keep(userId, name, JSON.stringify(given), until, found.version)
       })
     }
     // The clock of another node does not make it good for longer.

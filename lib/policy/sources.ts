@@ -22,6 +22,7 @@ export interface SourceParts {
   readonly timeout: number
   /** null: the cluster has none, for this registration alone. */
   readonly shared: SharedMemory | null
+  readonly realm: string
   readonly onFault: (where: string, error: unknown) => void
 }
 
@@ -29,9 +30,9 @@ export interface SourceParts {
 const PERMISSIONS_AGE = 30_000
 
 /** null: everything is as the credential says. */
-export function createSources ({ permissions, enrich, timeout, shared, onFault }: SourceParts): Sources | null {
+export function createSources ({ permissions, enrich, timeout, shared, realm, onFault }: SourceParts): Sources | null {
   if (permissions === undefined && enrich === undefined) return null
-  const partsOf = (where: string) => ({ timeout, onFault: (error: unknown) => { onFault(where, error) } })
+  const partsOf = (where: string) => ({ timeout, realm, onFault: (error: unknown) => { onFault(where, error) } })
   return new Sources(
     enrich === undefined ? null : { ...partsOf('enrich'), ask: askPlain(enrich.ask), maxAge: enrich.maxAge, read: enriched, heldOf: ({ user }) => user, shared: enrich.shared ? shared : null },
     permissions === undefined ? null : { ...partsOf('permissions'), ask: permissions, maxAge: PERMISSIONS_AGE, read: listOf, heldOf: list => list, shared: null })

@@ -1,11 +1,17 @@
 /** What tells registrations apart that do not accept the same tokens, though they share a cluster. */
 import { createHash, KeyObject } from 'node:crypto'
-import type { ParsedJwtOptions } from '../options.js'
+import type { ParsedJwtOptions, ParsedOptions } from '../options.js'
 
 /** A hash of everything that decides which tokens are accepted. Of a key function only that it is one. */
 export function realmOf ({ key, algorithms, issuer, audience, typ }: ParsedJwtOptions): string {
   const parts = JSON.stringify([algorithms, issuer, audience, typ, key], (_name, value: unknown) => plainKey(value))
   return createHash('sha256').update(parts).digest('base64url')
+}
+
+/** A hash of everything that decides whom a registration accepts: what says the same of two is kept for both. */
+export function realmOfAll ({ jwt, introspection, session }: ParsedOptions): string {
+  const parts = [jwt === undefined ? null : realmOf(jwt), introspection?.from, session?.cookieName, session?.cookiePrefix]
+  return createHash('sha256').update(JSON.stringify(parts)).digest('base64url')
 }
 
 function plainKey (value: unknown): unknown {
