@@ -26,7 +26,7 @@ import { parseRule } from './route-options.js'
 import { BucketTable } from './policy/bucket.js'
 import { createSources } from './policy/sources.js'
 import { CONTEXT, contextOf } from './request.js'
-import { realmOfAll } from './verify/realm.js'
+import { createRealm } from './verify/realm.js'
 import { setLogoutParts } from './verify/logout-parts.js'
 import { watchLogouts } from './verify/logout.js'
 import { createChain, type FaultReporter } from './verify/chain.js'
@@ -42,7 +42,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
     onIgnored () { app.log.warn('ignored a message that no node of this cluster can have sent: do all have the same secret?') }
   })
   const sources = createSources({
-    ...options, timeout: options.handshakeTimeout, shared: node.cluster.memory, realm: realmOfAll(options), onFault (where, error) { logFault(app.log, where, error) }
+    ...options, timeout: options.handshakeTimeout, shared: node.cluster.memory, realm: createRealm(options), onFault (where, error) { logFault(app.log, where, error) }
   })
   const chain = await createChain(options, {
     report, onBadIdentity: createIdentityWarning(app.log), revocations, tickets: node.cluster, failures: node.failures, tally: audit.tally, sources
@@ -118,6 +118,8 @@ export const hybridAuth = Object.assign(fp(plugin, { fastify: '5.x', name: 'fast
   }
 })
 export default hybridAuth
+/** As `hybridAuth.backchannelLogout`, for who imports everything under one name. */
+export const { backchannelLogout } = hybridAuth
 
 export { ERRORS, type AuthErrorCode } from './errors.js'
 export { serializers } from './observe/redaction.js'

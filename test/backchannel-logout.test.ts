@@ -482,7 +482,7 @@ t.test('what onLogout throws, or rejects with, is answered with 503, and the sam
   t.match(calls[2], { iss: ISSUER, sid: 'login-1', sub: 'alice', events: { [EVENT]: {} } })
   t.ok(Object.isFrozen(calls[2]))
   const told = text().split('\n').filter(line => line.includes('"where":"backchannelLogout"'))
-  t.equal(told.length, 2, 'the operator is told each time')
+  t.equal(told.length, 3, 'the operator is told each time, and of the replay')
   t.notOk(text().includes('the first failed'), 'and not in the words of the application')
   for (const part of token.split('.').slice(1)) t.notOk(text().includes(part.slice(0, 40)), 'and of the token nothing')
 })

@@ -1036,7 +1036,7 @@ t.test('the type of a service says what it may return', async t => {
 
 /** Without a server: what is remembered, of many. */
 function sourcesOf (settings: Partial<EnrichSettings>): Sources {
-  const sources = createSources({ enrich: { ask: () => null, maxAge: 30_000, shared: false, ...settings }, timeout: 1000, shared: null, realm: '', onFault (_where, error) { throw error } })
+  const sources = createSources({ enrich: { ask: () => null, maxAge: 30_000, shared: false, ...settings }, timeout: 1000, shared: null, realm: () => '', onFault (_where, error) { throw error } })
   if (sources === null) throw new Error('none')
   return sources
 }
@@ -1062,7 +1062,7 @@ t.test('however many users and identities there are, what is remembered is bound
   asked = 0
   for (let n = 0; n < 16; n++) find({ userId: 'bob', role: `role ${n}` })
   t.equal(asked, 0, 'sixteen of one user are all remembered')
-  t.equal(createSources({ timeout: 1000, shared: null, realm: '', onFault () {} }), null, 'without a source there is none')
+  t.equal(createSources({ timeout: 1000, shared: null, realm: () => '', onFault () {} }), null, 'without a source there is none')
 })
 
 t.test('more identities of a user than are remembered, all on open sockets, are each brought up to date by a refresh', async t => {

@@ -712,7 +712,7 @@ t.test('a token of JOSE in another spelling than its issuer\'s is no other token
   const [header = '', payload = '', signature = ''] = good.split('.')
   const respelled = [
     `${good}=`, `${good}==`, `${header}=.${payload}.${signature}`, `${header}.${payload}=.${signature}`, `${header}.${payload}.${signature.slice(0, -1)}/`,
-    `${header}.${payload}.${signature.slice(0, -1)}+`, `${header}.YQ.YQ.YQ.YR`, `${header}.a`
+    `${header}.${payload}.${signature.slice(0, -1)}+`, `${header}.YQ.YQ.YQ.YR`, `${header}.a`, `${good}.`, `${good}..`, `${good}.AA`, `${header}..${signature}`, `${header}.${payload}.`, `${header}.YQ`, `${header}.YQ.YQ.YQ`, `${header}..YQ.YQ.`, `${header}.YQ.YQ.YQ.`
   ]
   for (const server of [await asking(t), await asking(t, { auth: { jwt: undefined } })]) {
     for (const token of respelled) {
@@ -726,7 +726,7 @@ t.test('a token of JOSE in another spelling than its issuer\'s is no other token
 t.test('a token that is no JWS by form is asked about, though it has dots, and though jwt is set', async t => {
   const server = await asking(t)
   const header = b64({ alg: 'HS256' })
-  const like = ['a.b.c', 'not.a.jws', `${header}.YQ`, `${header}.YQ.YQ.YQ`, `${header}..YQ.YQ.YQ`, `${b64('text')}.a.b`, `${b64(1)}.a.b`, `${b64(null)}.a.b`, `.${header}.a`, 'v4.public.abc', 'a+b/c~d-e_f.g==']
+  const like = ['a.b.c', 'not.a.jws', `${header}..YQ.YQ.YQ`, `${header}.YQ.YQ.YQ.YQ`, `${b64('text')}.a.b`, `${b64({ userId: 7 })}.1700000000.abc`, `${b64({})}.a`, `${b64({ alg: 5 })}.a.b`, `${b64(1)}.a.b`, `${b64(null)}.a.b`, `.${header}.a`, 'v4.public.abc', 'a+b/c~d-e_f.g==']
   for (const token of like) {
     server.as.says(token, active())
     t.match(await server.context(token), { authType: 'oauth2', tokenId: hashOf(token) }, token)

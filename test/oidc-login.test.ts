@@ -267,6 +267,8 @@ t.test('68: a logout that comes while the token is asked about wins', async t =>
   // Good when it was asked for.
   answer()
   await opening
+  // Though its server should go on saying so.
+  proxy.rest = saysJson(JSON.parse(body))
   t.equal(await server.status(accessToken), 401)
 })
 

@@ -198,7 +198,7 @@ t.test('questions about other rights of one user that are asked at the same time
 
 t.test('however many users and identities there are, what is remembered is bounded', async t => {
   let asked = 0
-  const sources = createSources({ permissions: () => { asked++; return ['a'] }, timeout: 1000, shared: null, realm: '', onFault (_where, error) { throw error } })
+  const sources = createSources({ permissions: () => { asked++; return ['a'] }, timeout: 1000, shared: null, realm: () => '', onFault (_where, error) { throw error } })
   if (sources === null) throw new Error('none')
   const source = {
     isCurrent: (context: AuthContext) => sources.isCurrent(context),

@@ -52,9 +52,9 @@ export interface HybridAuth {
    */
   setPermissions (userId: string, permissions: readonly string[], scope?: PermissionScope): Promise<CommandResult>
   /**
-   * Asks the option `permissions` again for every open connection of a user, on every node, and forgets what it said before.
-   * Resolves as {@link setPermissions}.
-   * @throws as {@link disconnect}; FST_HYBRID_AUTH_INVALID_OPTION where there is no such option
+   * Asks the options `enrich` and `permissions` again for every open connection of a user, on every node, and forgets what they said
+   * before. Resolves as {@link setPermissions}.
+   * @throws as {@link disconnect}; FST_HYBRID_AUTH_INVALID_OPTION where there is neither
    */
   refreshPermissions (userId: string): Promise<CommandResult>
   /** Who hears what is published where. */

@@ -53,6 +53,7 @@ async function revoke ({ hub, known, tell }: Executor, revocation: Revocation): 
   if (!isNew && known.has(revocation.id)) return NOTHING
   // One that is over already, on a node that was away, still ends what was open when it was made.
   if (revocation.kind === 'user') hub.sources?.forget(revocation.key)
+  if (revocation.kind === 'login' || revocation.kind === 'subject') hub.verifiers.forgetAnswers()
   const found = connectionsOf(hub.registry, revocation).filter(({ context }) => isNew || context.authenticatedAt <= revocation.at)
   const young = youngTokens(found, revocation).filter(one => known.add(one))
   if (revocation.reauthWithin > 0) requireReauth(found, revocation)

@@ -122,6 +122,7 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
 function begin (socket: GuardedSocket, request: FastifyRequest, route: RouteSettings, context: AuthContext, place: Place | null): GuardedConnection {
   const { hub } = route
   const connection = new GuardedConnection(socket, request, route, context)
+  hub.watches.get(context.authType)?.begin(connection, context)
   setOwner(socket, connection)
   const { heartbeat } = hub.settings
   if (route.rate !== undefined) {

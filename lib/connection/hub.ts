@@ -31,6 +31,8 @@ export interface Verifiers {
   verifyToken (request: FastifyRequest, token: string): Maybe<AuthContext | Refusal>
   /** Credentials that somebody else may end. */
   readonly watched: Partial<Record<AuthType, Watched>>
+  /** What others have said of tokens is asked for again. */
+  forgetAnswers (): void
 }
 
 /** The live revocations, as those who hold a context ask them. */

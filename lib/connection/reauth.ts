@@ -8,7 +8,6 @@ import { StepUp } from '../policy/step-up.js'
 import { parseClientFrame } from '../protocol.js'
 import { retryAfterOf, setContext } from '../request.js'
 import { withVersion } from '../verify/context.js'
-import { now } from './clock.js'
 import { closeConnection, RETRY_AFTER } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import { secondsUntil, sendFrame } from './control.js'
@@ -67,12 +66,9 @@ function apply (connection: GuardedConnection, next: AuthContext, turn: number):
   connection.refreshApplied = turn
   connection.failedRefreshes = 0
   connection.revoked = null
-  // The same token, sent again, does not undo what was set since, and was not asked about anew.
-  if (!isSameToken(connection.context, next)) {
-    connection.granted = null
-    connection.readAt = now()
-    connection.readWellAt = connection.readAt
-  }
+  // The same token, sent again, does not undo what was set since.
+  if (!isSameToken(connection.context, next)) connection.granted = null
+  hub.watches.get(next.authType)?.begin(connection, next)
   const current = withGranted(connection, next)
   const tell = (): void => { sendFrame(connection.socket, { type: 'auth_updated', expiresIn: secondsUntil(next.expiresAt) }) }
   const onHolds = (): void => { hub.audit.refreshed(connection) }

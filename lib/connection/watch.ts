@@ -5,7 +5,7 @@ import { settledWithin } from '../deadline.js'
 import { isRefusal, type Refusal } from '../errors.js'
 import { unawaited } from '../maybe.js'
 import type { Renewal, Watched } from '../verify/watched.js'
-import { now } from './clock.js'
+import { fromEpoch, now } from './clock.js'
 import { closeConnection } from './closing.js'
 import type { GuardedConnection } from './connection.js'
 import type { Settings } from './hub.js'
@@ -27,6 +27,7 @@ export class CredentialWatch {
   readonly #registry: Registry
   readonly #asking = new Map<string, Promise<void>>()
   readonly #quota: Quota
+  readonly #inLine = new Set<string>()
   /** There was no answer to the last question. */
   #isAway = false
 
@@ -51,8 +52,10 @@ export class CredentialWatch {
     const key = keyOf(context)
     const known = this.#asking.get(key)
     if (known !== undefined) return known
+    this.#inLine.add(key)
     // Whoever it is asked for may have gone while it waited for its turn.
     const asking = this.#quota.enter(() => this.#registry.sharing(context).length > 0).then(async leave => {
+      this.#inLine.delete(key)
       if (leave === null) {
         this.#asking.delete(key)
         return
@@ -67,9 +70,15 @@ export class CredentialWatch {
     return asking
   }
 
-  /** When a connection has waited too long for its turn; 0: while answers come, its own is only late. */
-  tooLateAt ({ isReading, readWellAt }: GuardedConnection): number {
-    return isReading && this.#isAway ? readWellAt + this.#watched.maxStale : 0
+  /** When a connection has waited too long for its turn in the line; 0: it does not wait, or while answers come its own is only late. */
+  tooLateAt ({ isReading, context, readWellAt }: GuardedConnection): number {
+    return isReading && this.#isAway && this.#inLine.has(keyOf(context)) ? readWellAt + this.#watched.maxStale : 0
+  }
+
+  /** After a credential was verified: it may have been remembered. */
+  begin (connection: GuardedConnection, context: AuthContext): void {
+    connection.readAt = Math.min(now(), fromEpoch(this.#watched.since(context)))
+    connection.readWellAt = connection.readAt
   }
 
   async #askNow (request: FastifyRequest, context: AuthContext): Promise<Renewal | Refusal> {
@@ -152,8 +161,9 @@ function userOf ({ user }: AuthContext): string {
 /** What an answer says beside its times. */
 function claimsOf (context: AuthContext): string {
   if (context.authType === 'session') return ''
-  const { scope } = context.claims
-  return JSON.stringify({ ...context.claims, exp: null, iat: null, nbf: null, scope: typeof scope === 'string' ? scope.split(' ').sort() : scope })
+  const { exp: _exp, iat: _iat, nbf: _nbf, expires_in: _left, scope, ...rest } = context.claims
+  const members = Object.entries({ ...rest, scope: typeof scope === 'string' ? scope.split(' ').sort() : scope })
+  return JSON.stringify(members.sort(([a], [b]) => a < b ? -1 : 1))
 }
 
 /** Whether a message has to wait until the session was read again. */

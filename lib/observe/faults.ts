@@ -19,10 +19,10 @@ function describe (error: unknown): object {
   if (!(error instanceof Error)) return { thrown: typeof error }
   try {
     const name: unknown = error.name
-    const code: unknown = 'code' in error ? error.code : undefined
+    const code = codeOf(error) ?? codeOf(error.cause)
     return {
       name: typeof name === 'string' && NAME.test(name) ? name : 'Error',
-      ...(isCode(code) && { code }),
+      ...(code !== undefined && { code }),
       frames: framesOf(error.message, error.stack)
     }
   } catch {
@@ -36,6 +36,12 @@ function framesOf (message: unknown, stack: unknown): string[] {
   if (typeof message !== 'string' || typeof stack !== 'string') return []
   const at = stack.indexOf(message)
   return at === -1 ? [] : stack.slice(at + message.length).split('\n').filter(line => FRAME.test(line))
+}
+
+/** What `fetch` throws says in its cause why. */
+function codeOf (error: unknown): string | number | undefined {
+  const code: unknown = typeof error === 'object' && error !== null && 'code' in error ? error.code : undefined
+  return isCode(code) ? code : undefined
 }
 
 function isCode (code: unknown): code is string | number {

@@ -24,7 +24,7 @@ export interface AskedParts<V> {
   /** null: this process remembers for itself. */
   readonly shared: SharedMemory | null
   /** Whose answers it shares: registrations that accept other credentials are answered about other people. */
-  readonly realm: string
+  readonly realm: () => string
 }
 
 /** What the nodes of a cluster remember of users together. No method throws or rejects. */
@@ -146,7 +146,7 @@ export class Asked<V extends object> {
     const { maxAge, timeout, realm } = this.#parts
     const epoch = this.#epoch
     const begun = Date.now()
-    const name = createHash('sha256').update(`${realm}\n${key}`).digest('base64url')
+    const name = createHash('sha256').update(`${realm()}\n${key}`).digest('base64url')
     const found = await shared.recall(userId, name)
     if (found?.value == null || found.until <= Date.now()) {
       return this.#ask(identity, (given, until) => {

@@ -22,7 +22,7 @@ export interface SourceParts {
   readonly timeout: number
   /** null: the cluster has none, for this registration alone. */
   readonly shared: SharedMemory | null
-  readonly realm: string
+  readonly realm: () => string
   readonly onFault: (where: string, error: unknown) => void
 }
 

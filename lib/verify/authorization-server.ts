@@ -46,12 +46,13 @@ export async function introspect ({ endpoint, issuer, clientId, authenticate }: 
   const { status } = response
   // Of what could not be one of its tokens some say so in place of `active` (RFC 7009 §2.2.1).
   if (status === 400 && await errorIn(response.clone()) === 'unsupported_token_type') return null
-  if (status >= 400 && status < 500 && !REFUSES_ANYBODY.has(status)) throw new QuestionRefused(`status ${status}`)
+  if (status >= 400 && status < 500 && !REFUSES_ANYBODY.has(status)) throw QuestionRefused.status(status)
   if (status === 200) {
     if (!JSON_TYPE.test(response.headers.get('content-type') ?? '')) throw new ProviderFailed('the answer does not call itself JSON')
     // It has answered, and not said that the token is good.
     if (await isVague(response.clone())) return null
   }
+  if (status !== 200 && status !== 401) throw ProviderFailed.status(status)
   const answer = await processIntrospectionResponse(server, client, response)
   return answer.active ? answer : null
 }

@@ -56,13 +56,14 @@ export async function backchannelLogout (app: FastifyInstance, given: Backchanne
   app.post(options.path, async (request, reply) => {
     const run = async (): Promise<Outcome> => {
       const logout = await read(tokenIn(request.body))
-      return logout === null ? REFUSED : carryOut(logout)
+      return typeof logout === 'string' ? { status: 400, why: logout } : carryOut(logout)
     }
     const outcome = run().catch((error: unknown): Outcome => {
       parts.report(request, UNDER, error)
       return FAILED
     })
-    const { status, onTold } = await settledWithin(outcome, parts.timeout, FAILED)
+    const { status, why, onTold } = await settledWithin(outcome, parts.timeout, FAILED)
+    if (status === 400) request.log.warn({ hybridAuth: { where: UNDER, why } }, 'refused a logout token')
     onTold?.()
     return answer(reply, status)
   })
@@ -70,11 +71,16 @@ export async function backchannelLogout (app: FastifyInstance, given: Backchanne
 
 interface Outcome {
   readonly status: 200 | 400 | 503
+  /** For the log. */
+  readonly why?: Refused
   /** Called when this is what the provider is told. */
   readonly onTold?: () => void
 }
 
-const REFUSED: Outcome = { status: 400 }
+/** What is wrong with a logout token. */
+type Refused = 'signature' | 'typ' | 'claims' | 'event' | 'nonce' | 'replayed'
+
+const REPLAYED: Outcome = { status: 400, why: 'replayed' }
 const FAILED: Outcome = { status: 503 }
 
 /** A logout token that is good. */
@@ -84,8 +90,8 @@ interface LogoutToken extends ProviderLogout {
   readonly name: string
 }
 
-/** @returns what reads a logout token; null: it is none, or not for here (§2.6) */
-function createReader (options: v.InferOutput<typeof schema>, { jwt, readSigned }: LogoutParts): (token: string) => Promise<LogoutToken | null> {
+/** @returns what reads a logout token, or says why it is none, or not for here (§2.6) */
+function createReader (options: v.InferOutput<typeof schema>, { jwt, readSigned }: LogoutParts): (token: string) => Promise<LogoutToken | Refused> {
   const { key = jwt?.key, algorithms: accepted = jwt?.algorithms, issuer = jwt?.issuer, audience = jwt?.audience } = options
   const missing = (name: string): Error => invalidOption(`${UNDER}.${name}`, 'is required, here or as jwt has it')
   if (key === undefined) throw missing('key')
@@ -99,11 +105,12 @@ function createReader (options: v.InferOutput<typeof schema>, { jwt, readSigned 
 
   return async token => {
     const signed = await readAny(token)
-    if (signed === null) return null
+    if (signed === null) return 'signature'
     const { claims, wellFormed: { header: { typ } } } = signed
-    if (typ !== undefined && !TYPES.has(typ.toLowerCase())) return null
-    if (isRefusal(checkClaims(claims, typ)) || !isLogout(claims) || claims.nonce !== undefined) return null
-    return logoutIn(claims)
+    if (typ !== undefined && !TYPES.has(typ.toLowerCase())) return 'typ'
+    if (!isLogout(claims)) return 'event'
+    if (claims.nonce !== undefined) return 'nonce'
+    return isRefusal(checkClaims(claims, typ)) ? 'claims' : logoutIn(claims) ?? 'claims'
   }
 }
 
@@ -137,13 +144,13 @@ function createLogout ({ logOut, claim, release }: LogoutParts, onLogout: Backch
       }
     } catch (error) {
       // The provider may say it again, here or to another node.
+      if (isMine) await release(name, REMEMBERED).catch(() => {})
       known.delete(name)
-      if (isMine) await release(name, REMEMBERED)
       throw error
     }
     // Whoever has it may still fail.
     known.delete(name)
-    return REFUSED
+    return REPLAYED
   }
 
   return async function carryOut (logout: LogoutToken): Promise<Outcome> {
@@ -152,7 +159,7 @@ function createLogout ({ logOut, claim, release }: LogoutParts, onLogout: Backch
       known.delete(old)
     }
     const before = known.get(logout.name)
-    if (before !== undefined) return before.outcome ?? REFUSED
+    if (before !== undefined) return before.outcome ?? REPLAYED
     const outcome = run(logout)
     remember(logout.name, outcome)
     return outcome

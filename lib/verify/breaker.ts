@@ -21,8 +21,9 @@ export class Breaker {
       this.#openUntil = -Infinity
       return value
     } catch (error) {
-      // Who asks nonsense must not keep everybody else from asking.
-      if (!(error instanceof QuestionRefused)) this.#fail()
+      // It has answered: who asks nonsense must not keep everybody else from asking.
+      if (error instanceof QuestionRefused) this.#openUntil = -Infinity
+      else this.#fail()
       throw error
     }
   }

@@ -152,6 +152,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
   const parts = { grounded, closed, report }
   return {
     realms,
+    forgetAnswers () { introspector?.forget() },
     stop () { introspector?.stop() },
     readSigned: jwt?.readSigned ?? null,
     tokenOf: (claims: Claims): string | null => introspector?.tokenOf(claims) ?? null,

@@ -6,7 +6,20 @@ const MAX_BYTES = 512 * 1024
 const LOOPBACK = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/
 
 /** What a provider answered that is no use, or that it did not answer. The message names no token. */
-export class ProviderFailed extends Error {}
+export class ProviderFailed extends Error {
+  override readonly name = 'ProviderFailed'
+  /** For the log, which has no messages: `STATUS_404`. */
+  readonly code: string
+
+  constructor (message: string, code = 'NO_ANSWER') {
+    super(message)
+    this.code = code
+  }
+
+  static status (status: number): ProviderFailed {
+    return new this(`status ${status}`, `STATUS_${status}`)
+  }
+}
 
 /** What it did not want to be asked. It may well answer the next question. */
 export class QuestionRefused extends ProviderFailed {}
@@ -46,7 +59,7 @@ export async function fetchBounded (url: URL | string, init: Pick<RequestInit, '
 /** A JSON object. @throws ProviderFailed, and what `fetch` throws */
 export async function fetchObject (url: URL, signal: AbortSignal): Promise<object> {
   const response = await fetchBounded(url, { headers: { accept: 'application/json' } }, signal)
-  if (response.status !== 200) throw new ProviderFailed(`status ${response.status}`)
+  if (response.status !== 200) throw ProviderFailed.status(response.status)
   const value: unknown = await response.json().catch(() => null)
   if (typeof value !== 'object' || value === null) throw new ProviderFailed('the answer is no JSON object')
   return value

@@ -8,6 +8,7 @@ const JOSE = /^([A-Za-z0-9_+/-]+)=*\./
 const headers = new Set<string>()
 const MAX_HEADERS = 64
 const MAX_HEADER = 512
+const [JWS_PARTS, JWE_PARTS] = [3, 5]
 const BASE64URL = /^[A-Za-z0-9_-]*$/
 /** What claims more than this, in base64url characters, is not read to find out for whom. */
 const MAX_CLAIMED = 8192
@@ -58,20 +59,25 @@ export const BEARER_TOKEN = /^[A-Za-z0-9\-._~+/]+=*$/
 export function isJose (token: string): boolean {
   const [, header = ''] = JOSE.exec(token) ?? []
   if (header === '' || headers.has(header)) return header !== ''
-  if (readClaims(header) === null) return false
+  // Without it, it is none (RFC 7515 §4.1.1).
+  if (typeof readClaims(header)?.alg !== 'string') return false
   if (headers.size >= MAX_HEADERS) headers.clear()
   if (header.length <= MAX_HEADER) headers.add(header)
   return true
 }
 
-/** …and it has the three parts of a JWS. */
+/** Whether a JWT verifier is who judges it. One with the five parts of a JWE (RFC 7516 §7.1) is opaque to us. */
 export function isJws (token: string): boolean {
-  return isJose(token) && token.split('.').length === 3
+  return isJose(token) && token.split('.').length !== JWE_PARTS
 }
 
 /** A token of JOSE in another spelling than its issuer's: it names the same rights, and would have another hash. */
 export function isRespelled (token: string): boolean {
-  return isJose(token) && !token.split('.').every(part => BASE64URL.test(part) && isCanonical(part, 0, part.length))
+  if (!isJose(token)) return false
+  const parts = token.split('.')
+  // Only what is encrypted may have an empty part, which is never the last.
+  const isWhole = parts.length === JWE_PARTS ? parts.at(-1) !== '' : parts.length === JWS_PARTS && !parts.includes('')
+  return !isWhole || !parts.every(part => BASE64URL.test(part) && isCanonical(part, 0, part.length))
 }
 
 /** Whom a token says it is of. Nothing of it is verified. null: it does not say. */
@@ -88,7 +94,7 @@ export function issuerIn (payloadSegment: string): string | null {
   return typeof iss === 'string' ? iss : null
 }
 
-function readClaims (segment: string): { jti?: unknown, iss?: unknown, exp?: unknown, sub?: unknown } | null {
+function readClaims (segment: string): { jti?: unknown, iss?: unknown, exp?: unknown, sub?: unknown, alg?: unknown } | null {
   const bytes = Buffer.from(segment, 'base64url')
   try {
     const claims: unknown = JSON.parse(bytes.toString('utf8'))

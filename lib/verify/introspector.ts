@@ -27,6 +27,10 @@ export interface Introspector {
   reverify (claims: Claims): Maybe<VerifiedToken | Refusal>
   /** The token of such claims; null: they are not of here. */
   tokenOf (claims: Claims): string | null
+  /** When they were answered, in milliseconds since the epoch. */
+  since (claims: Claims): number
+  /** What is remembered is asked about again: somebody has logged out at the server, and it knows whose tokens that ended. */
+  forget (): void
   /** The application closes: nothing is asked any more. */
   stop (): void
 }

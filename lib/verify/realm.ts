@@ -8,9 +8,16 @@ export function realmOf ({ key, algorithms, issuer, audience, typ }: ParsedJwtOp
   return createHash('sha256').update(parts).digest('base64url')
 }
 
-/** A hash of everything that decides whom a registration accepts: what says the same of two is kept for both. */
-export function realmOfAll ({ jwt, introspection, session }: ParsedOptions): string {
-  const parts = [jwt === undefined ? null : realmOf(jwt), introspection?.from, session?.cookieName, session?.cookiePrefix]
+/** A hash of everything that decides whom a registration accepts, made when first asked for: what says the same of two is kept for both. */
+export function createRealm ({ jwt, introspection, session }: ParsedOptions): () => string {
+  let realm: string | undefined
+  return () => {
+    realm ??= hashOf([jwt === undefined ? null : realmOf(jwt), introspection?.from, session?.cookieName, session?.cookiePrefix])
+    return realm
+  }
+}
+
+function hashOf (parts: unknown): string {
   return createHash('sha256').update(JSON.stringify(parts)).digest('base64url')
 }
 

@@ -38,6 +38,8 @@ interface Active extends Validity {
   /** null: the application's mapper says who it is, each time anew. */
   readonly identity: CheckedIdentity | null
   readonly keepUntil: number
+  /** Asked for after so many logouts. */
+  readonly epoch: number
   /** In bytes, about. */
   readonly size: number
 }
@@ -70,7 +72,8 @@ export class RemoteTokens implements Introspector {
   readonly #inactive = new GenerationCache<Inactive>(ENTRIES)
   readonly #flights = new Map<string, Flight>()
   /** What is asked about again has to be sent again; no context shows it. */
-  readonly #tokens = new WeakMap<Claims, string>()
+  readonly #answered = new WeakMap<Claims, { readonly token: string, readonly at: number }>()
+  #epoch = 0
 
   constructor (ask: Ask, settings: TokenSettings, parts: IntrospectorParts) {
     this.#ask = ask
@@ -84,7 +87,7 @@ export class RemoteTokens implements Introspector {
     const key = keyOf(token)
     const time = Date.now()
     const known = this.#active.get(key)
-    if (known !== undefined && time < known.keepUntil) {
+    if (known !== undefined && time < known.keepUntil && known.epoch === this.#epoch) {
       const valid = within(known)
       return isRefusal(valid) ? valid : this.#identify(known)
     }
@@ -106,7 +109,15 @@ export class RemoteTokens implements Introspector {
   }
 
   tokenOf (claims: Claims): string | null {
-    return this.#tokens.get(claims) ?? null
+    return this.#answered.get(claims)?.token ?? null
+  }
+
+  since (claims: Claims): number {
+    return this.#answered.get(claims)?.at ?? 0
+  }
+
+  forget (): void {
+    this.#epoch++
   }
 
   /** What is being asked is asked for nobody any more. */
@@ -119,9 +130,10 @@ export class RemoteTokens implements Introspector {
     if (known !== undefined) return known.answer
     const controller = new AbortController()
     const timer = setTimeout(() => { controller.abort() }, this.#settings.timeout).unref()
+    const epoch = this.#epoch
     const answer = this.#breaker.run(() => this.#ask(token, controller.signal))
       .then(given => {
-        const found = this.#keep(key, token, given)
+        const found = this.#keep(key, token, given, epoch)
         this.#parts.onAsked('refusal' in found ? 'inactive' : 'active')
         return found
       }, (error: unknown) => {
@@ -136,9 +148,9 @@ export class RemoteTokens implements Introspector {
     return answer
   }
 
-  #keep (key: string, token: string, answer: object | null): Active | Inactive {
+  #keep (key: string, token: string, answer: object | null, epoch: number): Active | Inactive {
     const { maxAge, negativeMaxAge } = this.#settings
-    const found = answer === null ? INVALID : this.#read(token, answer, Date.now() + maxAge)
+    const found = answer === null ? INVALID : this.#read(token, answer, { keepUntil: Date.now() + maxAge, epoch })
     if (isRefusal(found)) {
       // What merely ended since is no guess, however often it comes.
       const wasActive = this.#active.get(key) !== undefined || this.#inactive.get(key)?.isUnknown === false
@@ -149,11 +161,11 @@ export class RemoteTokens implements Introspector {
     }
     this.#inactive.delete(key)
     this.#active.set(key, found)
-    this.#tokens.set(found.claims, token)
+    this.#answered.set(found.claims, { token, at: Date.now() })
     return found
   }
 
-  #read (token: string, answer: object, keepUntil: number): Active | Refusal {
+  #read (token: string, answer: object, kept: Pick<Active, 'keepUntil' | 'epoch'>): Active | Refusal {
     const { tokenId, issuer } = nameOfToken(token)
     // Of a token that says itself who issued it, and is active, that is as true as the rest.
     const claims = freezeParsed('iss' in answer || issuer === null ? answer : { ...answer, iss: issuer })
@@ -162,7 +174,7 @@ export class RemoteTokens implements Introspector {
     if (isRefusal(validity)) return validity
     const identity = this.#settings.user === undefined ? identityFromClaims(claims) : null
     if (identity === null && this.#settings.user === undefined) return INVALID
-    return { ...validity, claims, tokenId, identity, keepUntil, size: JSON.stringify(claims).length * 2 }
+    return { ...validity, ...kept, claims, tokenId, identity, size: JSON.stringify(claims).length * 2 }
   }
 
   #identify ({ claims, tokenId, identity, notAfter: expiresAt }: Active): Maybe<VerifiedToken | Refusal> {

@@ -24,6 +24,8 @@ export interface Watched {
   readonly perSecond: number
   /** For the audit, of one that is not good any more. */
   readonly goneReason: string
+  /** When its credential was last asked about, in milliseconds since the epoch: it may have been remembered. */
+  readonly since: (context: AuthContext) => number
   /**
    * The credential of a context, asked about now. Neither throws nor rejects.
    * @param takeUse whether the application used any of its sockets since this was last asked
@@ -49,6 +51,7 @@ export function watchSessions ({ settings, reread, touch }: SessionVerifier, { g
     onError,
     perSecond: Infinity,
     goneReason: 'the session is gone',
+    since: () => Date.now(),
     renew: (request, context, takeUse) => closed(request, 'session', async (): Promise<Renewal | Refusal> => {
       if (context.authType !== 'session') return INVALID_SESSION
       const found = await grounded(await reread(request, context.sessionId), null)
@@ -73,6 +76,7 @@ export function watchTokens (introspector: Introspector, { revalidate, maxStale,
     onError,
     perSecond,
     goneReason: 'the token is not active any more',
+    since: context => context.authType === 'oauth2' ? introspector.since(context.claims) : 0,
     renew: (request, context) => closed(request, 'introspection', async (): Promise<Renewal | Refusal> => {
       if (context.authType !== 'oauth2') return INVALID_TOKEN
       const outcome = await introspector.reverify(context.claims)
