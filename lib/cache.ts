@@ -45,6 +45,12 @@ export class GenerationCache<V> {
     this.#old.delete(key)
   }
 
+  clear (): void {
+    this.#young = new Map()
+    this.#old = new Map()
+    this.#youngBytes = 0
+  }
+
   /** An entry may be deleted while it is at hand. */
   * entries (): Generator<[string, V]> {
     yield * this.#young

@@ -1,9 +1,12 @@
 /** The option `enrich`: what the application's own service knows of a user joins what the credential says, and follows when it changes. */
 import t, { type Test } from 'tap'
+import type { FastifyInstance } from 'fastify'
 import type { AuthContext, CommandResult, Enrich, HybridAuthOptions, Identity, RuleFunction } from '../lib/index.js'
+import { parseOptions } from '../lib/options.js'
 import { createSources, type EnrichSettings, type Sources } from '../lib/policy/sources.js'
 import { closeReason, SUBPROTOCOL } from '../lib/protocol.js'
 import { introspection } from '../lib/verify/providers.js'
+import { createRealm } from '../lib/verify/realm.js'
 import { build, goodToken, inSeconds, JWT, keepLines, SECRET, SESSION, SESSION_SECRET, upgrade } from './helpers.js'
 import { dial, eventually, lookNow, setClock, type LiveOptions } from './live.js'
 import { fakeIssuer, saysJson } from './provider.js'
@@ -1098,4 +1101,57 @@ t.test('68: who was forgotten is not taken for current, however many others were
   }
   t.notOk(sources.isCurrent(alice))
   t.ok(sources.isCurrent(await contextOf('alice')))
+})
+
+t.test('82: with more users forgotten than are remembered, an in-band token is taken, and its user asked about once', async t => {
+  const service = new Service(() => ({ role: 'agent' }))
+  const { app, open } = await enriched(t, { service })
+  const { peer } = await open({ token: goodToken(), speaks: true })
+  await Promise.all(Array.from({ length: 10_001 }, async (_, n) => app.hybridAuth.refreshPermissions(`user ${n}`)))
+  const { length } = service.asked
+  peer.say({ type: 'auth_update', token: goodToken({ jti: 'another' }) })
+  await peer.takeFrame('auth_updated')
+  t.equal(service.asked.length - length, 1)
+})
+
+t.test('83: a source that forgets its own user, at once or later, is asked a few times and then refused', async t => {
+  for (const isLate of [false, true]) {
+    const apps: FastifyInstance[] = []
+    const service = new Service(async () => {
+      if (isLate) await new Promise(resolve => { setImmediate(resolve) })
+      await apps[0]?.hybridAuth.refreshPermissions('nobody')
+      await apps[0]?.hybridAuth.revoke({ userId: 'alice', tenantId: 'elsewhere' })
+      return { role: 'agent' }
+    })
+    const server = await enriched(t, { service })
+    apps.push(server.app)
+    t.equal((await ask(server.host, '/me', bearer(goodToken()))).status, 503)
+    t.ok(service.asked.length > 1 && service.asked.length < 20, `${service.asked.length} times`)
+  }
+  const apps: FastifyInstance[] = []
+  let forgets = false
+  const service = new Service(() => {
+    // Carried out here before it is waited for.
+    if (forgets) apps[0]?.hybridAuth.revoke({ userId: 'alice', tenantId: 'elsewhere' }).catch(() => {})
+    return { role: 'agent' }
+  })
+  const server = await enriched(t, { service })
+  apps.push(server.app)
+  const { peer } = await server.open({ token: goodToken(), speaks: true })
+  const { length } = service.asked
+  forgets = true
+  await server.app.hybridAuth.revoke({ userId: 'alice', tenantId: 'elsewhere' })
+  peer.say({ type: 'auth_update', token: goodToken({ jti: 'another' }) })
+  t.match(await peer.takeFrame('error'), { code: 'unavailable' })
+  t.ok(service.asked.length - length < 20, `${service.asked.length - length} times`)
+})
+
+t.test('a realm is whom a registration accepts, of whatever kind, and the same each time', t => {
+  const session = { user: () => null }
+  const remote = introspection({ endpoint: 'https://as.example.com/introspect', clientId: 'api', clientSecret: 'secret' })
+  const given: HybridAuthOptions[] = [{ jwt: JWT }, { jwt: { ...JWT, audience: 'api' } }, { session }, { session: { ...session, cookieName: 'sid' } }, { introspection: remote }, { jwt: JWT, session, introspection: remote }]
+  const realms = given.map(options => createRealm(parseOptions(options)))
+  t.equal(new Set(realms.map(realm => realm())).size, given.length)
+  for (const [index, realm] of realms.entries()) t.equal(realm(), createRealm(parseOptions(given[index]))())
+  t.end()
 })

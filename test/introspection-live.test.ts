@@ -12,6 +12,7 @@ import { closeReason, type CloseName, CLOSE } from '../lib/protocol.js'
 import { Breaker } from '../lib/verify/breaker.js'
 import { ProviderFailed, QuestionRefused } from '../lib/verify/fetch.js'
 import { introspection, type IntrospectionOptions } from '../lib/verify/providers.js'
+import { RemoteTokens } from '../lib/verify/remote-tokens.js'
 import { seal, unseal } from '../lib/verify/seal.js'
 import { watchSessions, watchTokens, type WatchedParts } from '../lib/verify/watched.js'
 import { secret as canary } from './canary.js'
@@ -1482,9 +1483,13 @@ t.test('what is watched of one kind is nothing for a context of another', async 
   const never = () => { throw new Error('nobody is asked') }
   const tokens = watchTokens({ verify: never, reverify: never, tokenOf: never, forget () {}, since: () => 0, stop () {} }, { revalidate: 1, onProviderError: 'serve', maxStale: 1, requestsPerSecond: 1 }, parts)
   t.equal(await tokens.renew(request, stored, isTrue.bind(null, true)), 'FST_HYBRID_AUTH_INVALID_TOKEN')
+  t.equal(tokens.since(stored), 0, 'long ago')
   const settings = { revalidate: 1, maxStale: 1, onStoreError: 'serve' }
   const sessions = watchSessions({ settings, reread: never, touch: null } as never, parts)
   t.equal(await sessions.renew(request, token, isTrue.bind(null, true)), 'FST_HYBRID_AUTH_INVALID_SESSION')
+  const remoteTokens = new RemoteTokens(never, { clockTolerance: 0, maxAge: 1, negativeMaxAge: 1, timeout: 1, maxTokenLength: 1 }, { onBadIdentity () {}, onAsked () {} })
+  const foreign = { sub: 'alice' }
+  t.strictSame([remoteTokens.since(foreign), remoteTokens.tokenOf(foreign), await remoteTokens.reverify(foreign)], [0, null, 'FST_HYBRID_AUTH_INVALID_TOKEN'])
 })
 
 t.test('what is sealed is read with its secret, whatever it is', t => {

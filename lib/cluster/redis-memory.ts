@@ -11,7 +11,7 @@ import { FORGET_USER, KEEP_USER, RECALL_USER } from './redis-scripts.js'
 
 /** No question takes longer, in milliseconds: so long a version has to be told from another. */
 const LONGEST_QUESTION = '900000'
-const MAX_USERS = 10_000
+const MAX_USERS = 100_000
 
 export class RedisMemory implements SharedMemory {
   readonly #keys: Keys

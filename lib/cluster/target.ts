@@ -8,7 +8,7 @@ import { checkClose } from '../connection/closing.js'
 import { checkFilter } from '../connection/registry.js'
 import { invalidOption } from '../errors.js'
 import { parse } from '../schema.js'
-import { BEARER_TOKEN, identifyToken, isJws, nameOfToken } from '../verify/identify.js'
+import { BEARER_TOKEN, identifyToken, isJws, isRespelled, nameOfToken } from '../verify/identify.js'
 import { filter } from './command.js'
 import type { Revocation, Revocations } from './revocations.js'
 
@@ -73,7 +73,7 @@ export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOpti
   const reauthWithin = mode === 'now' ? 0 : mode.reauthWithin
   // Who is asked for another credential must be able to bring one.
   const before = issuedBefore ?? (reauthWithin > 0 && (aim.kind === 'user' || aim.kind === 'tenant') ? at : undefined)
-  const { kind, key, issuer, tenantId, endsAt } = aim
+  const { kind, key, issuer, tenantId, endsAt, livesUntil = 0 } = aim
   if (expiresAt !== undefined && expiresAt <= at) throw invalidOption('options.expiresAt', 'is in the past')
   const tolerated = (end: number | null) => end === null ? null : Math.max(end + clockTolerance * 1000 + SKEW, at + MIN_RETENTION)
   return {
@@ -88,7 +88,7 @@ export function parseRevoke (givenTarget: RevokeTarget, givenOptions: RevokeOpti
       reason,
       reauthWithin,
       at,
-      expiresAt: expiresAt !== undefined ? Math.max(expiresAt, at + reauthWithin) : tolerated(endsAt === undefined ? known.endOf(Math.max(before ?? 0, at), retention) : endsAt)
+      expiresAt: expiresAt !== undefined ? Math.max(expiresAt, at + reauthWithin) : tolerated(endsAt === undefined ? known.endOf(Math.max(before ?? 0, at, livesUntil - retention), retention) : endsAt)
     }
   }
 }
@@ -123,6 +123,8 @@ export function parseUser (userId: string): string {
 type Aim = Pick<Revocation, 'kind' | 'key' | 'issuer' | 'tenantId' | 'issuedBefore'> & {
   /** Where the credential says it itself; null: never. */
   readonly endsAt?: number | null
+  /** No sooner than this, where somebody else says when. */
+  readonly livesUntil?: number
 }
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION: a slip must not widen what is revoked */
@@ -147,8 +149,8 @@ function aimOf ({ userId, issuer: asIssuer, tenantId, sessionId, token, tokenId,
   if (typeof tenantId === 'string') return { kind: 'tenant', key: tenantId, ...scope }
   if (token === undefined) throw invalidOption('target.tenantId', 'must be a text')
   if (asks === 'all' || (asks === 'opaque' && !isJws(token))) {
-    if (!BEARER_TOKEN.test(token)) throw invalidOption('target.token', 'is not a token')
-    return { kind: 'token', key: nameOfToken(token).tokenId, ...scope }
+    if (!BEARER_TOKEN.test(token) || isRespelled(token)) throw invalidOption('target.token', 'is not a token')
+    return { kind: 'token', key: nameOfToken(token).tokenId, livesUntil: identifyToken(token)?.expiresAt ?? 0, ...scope }
   }
   const found = identifyToken(token)
   if (found === null) throw invalidOption('target.token', 'is not a token')

@@ -3,6 +3,7 @@ import type { AuthContext } from '../../types/context.js'
 import type { PermissionScope } from '../../types/plugin.js'
 import type { Outcome } from '../cluster/cluster.js'
 import { isRefusal, type Refusal } from '../errors.js'
+import { MAX_TURNS } from '../policy/asked.js'
 import { unawaited, whenReady, type Maybe } from '../maybe.js'
 import type { PermissionUpdateFrame } from '../protocol.js'
 import { closeConnection } from './closing.js'
@@ -10,6 +11,8 @@ import type { GuardedConnection, Granted } from './connection.js'
 import type { Hub } from './hub.js'
 import { isOver } from './lifecycle.js'
 import { hasSameIdentity, replaceContext } from './reauth.js'
+
+const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
 
 /** On every connection of a user, until its next credential. Resolves when every rule and room has been asked. */
 export async function setPermissions (hub: Hub, userId: string, given: readonly string[], scope: PermissionScope): Promise<Outcome> {
@@ -44,14 +47,15 @@ export function refreshConnection (connection: GuardedConnection): Maybe<void> {
  * What a context was made with may have been asked for before something changed: then it is asked for again. `then` runs in the
  * step in which the permissions are known to be those that the source has, or to be unknown.
  */
-export function whenCurrent ({ sources }: Pick<Hub, 'sources'>, context: AuthContext, then: (current: AuthContext | Refusal) => void): void {
+export function whenCurrent ({ sources }: Pick<Hub, 'sources'>, context: AuthContext, then: (current: AuthContext | Refusal) => void, turn = 0): void {
   if (sources === null || sources.isCurrent(context)) {
     then(context)
     return
   }
   unawaited(whenReady(sources.renew(context), found => {
     if (isRefusal(found)) then(found)
-    else whenCurrent({ sources }, found, then)
+    else if (turn >= MAX_TURNS) then(UNAVAILABLE)
+    else whenCurrent({ sources }, found, then, turn + 1)
   }))
 }
 

@@ -102,8 +102,8 @@ export class CredentialWatch {
       connection.readWellAt = time
       const key = keyOf(connection.context)
       whenCurrent(connection.route.hub, outcome(connection.context), next => {
-        // The source may have been waited for, and another credential have come.
-        if (!connection.isOpen || isOver(connection) || keyOf(connection.context) !== key) return
+        // The source may have been waited for, and another credential or a later answer have come.
+        if (!connection.isOpen || isOver(connection) || keyOf(connection.context) !== key || connection.readAt !== time) return
         if (isRefusal(next)) this.#serveOrClose(connection, now())
         else update(connection, withGranted(connection, next))
       })

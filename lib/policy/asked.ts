@@ -52,6 +52,8 @@ const UNAVAILABLE: Refusal = 'FST_HYBRID_AUTH_UNAVAILABLE'
 const MAX_USERS = 10_000
 /** Identities of one user: tokens may name the same one with other rights. */
 const MAX_IDENTITIES = 16
+/** A source that makes its own answers stale is not asked for ever. */
+export const MAX_TURNS = 5
 
 export class Asked<V extends object> {
   readonly #parts: AskedParts<V>
@@ -85,7 +87,8 @@ export class Asked<V extends object> {
     this.#users.delete(userId)
     if (this.#forgotten.size >= MAX_USERS) {
       this.#forgotten.clear()
-      this.#floor = this.#epoch
+      this.#users.clear()
+      this.#floor = this.#epoch + 1
     }
     this.#forgotten.set(userId, ++this.#epoch)
     this.#parts.shared?.forget(userId)
@@ -101,7 +104,8 @@ export class Asked<V extends object> {
     return known !== undefined && Date.now() < known.until ? known.value : null
   }
 
-  #join (key: string, identity: Identity): Maybe<V | Refusal> {
+  /** @param turn how often what came was asked for before something changed */
+  #join (key: string, identity: Identity, turn = 0): Maybe<V | Refusal> {
     const { userId } = identity
     const flight = this.#flights.get(key)
     if (flight !== undefined) return flight.answer
@@ -113,7 +117,7 @@ export class Asked<V extends object> {
       isStale: false,
       answer: settledWithin<Known<V> | Refusal | null>(asked, timeout, null).then(late => {
         const answer = late ?? this.#failed(new Error('no answer in time'))
-        if (mine.isStale) return this.#known(userId, key) ?? this.#join(key, identity)
+        if (mine.isStale) return this.#known(userId, key) ?? (turn < MAX_TURNS ? this.#join(key, identity, turn + 1) : this.#failed(new Error('changed faster than it can be asked for')))
         this.#flights.delete(key)
         return this.#keep(userId, key, answer)
       })

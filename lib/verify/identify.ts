@@ -62,7 +62,8 @@ export function isJose (token: string): boolean {
   // Without it, it is none (RFC 7515 §4.1.1).
   if (typeof readClaims(header)?.alg !== 'string') return false
   if (headers.size >= MAX_HEADERS) headers.clear()
-  if (header.length <= MAX_HEADER) headers.add(header)
+  // A copy: a part of a text keeps the whole of it.
+  if (header.length <= MAX_HEADER) headers.add(Buffer.from(header, 'latin1').toString('latin1'))
   return true
 }
 
