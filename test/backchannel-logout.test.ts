@@ -555,11 +555,12 @@ t.test('72: keys that come later than handshakeTimeout make 503, and the same to
 })
 
 t.test('what could not be told to the other nodes is answered with 503, and the same token may come again', async t => {
-  const fails = { publish: 0, spend: 0 }
+  const fails = { publish: 0, spend: 0, durable: 0 }
   const cluster = driverOf(inner => ({
     async publish (command, awaits) {
       if (fails.publish-- > 0) throw new Error('nobody there')
-      return inner.publish(command, awaits)
+      const delivery = await inner.publish(command, awaits)
+      return fails.durable-- > 0 ? { ...delivery, durable: false } : delivery
     },
     async spend (debits) {
       if (fails.spend-- > 0) throw new Error('nobody counts')
@@ -572,6 +573,11 @@ t.test('what could not be told to the other nodes is answered with 503, and the 
   isDeferred(t, await tell(one), 'one that was not published')
   t.equal(told.length, 0)
   isDone(t, await tell(one), 'the next time')
+  const kept = logoutToken()
+  fails.durable = 1
+  isDeferred(t, await tell(kept), 'one that waits here for the other nodes')
+  fails.durable = 0
+  isDone(t, await tell(kept), 'the next time')
   fails.spend = 1
   isDeferred(t, await tell(other), 'one of which nobody knows whether it came before')
   isDone(t, await tell(other), 'the next time')

@@ -6,6 +6,7 @@ const [ONE, TWO] = ['one secret of nodes, of 32 or more characters', 'another se
 const command: Command = { type: 'disconnect', id: 'c1', from: 'n1', at: 1, filter: { userId: 'alice', issuer: null }, code: 'Inactive', reason: 'bye' }
 const answer = { from: 'n1', to: 'c1', matched: 2, closed: 1 }
 const ticket = { key: 'k', value: 'v', until: 5 }
+const remembered = { user: 'u', key: 'k', value: '{}', until: 5 }
 const message = { from: 'n1', room: 'r', number: 1, at: 1, payload: '{"a":1}' }
 
 t.test('what a node seals, another with the same secret opens', async t => {
@@ -15,6 +16,8 @@ t.test('what a node seals, another with the same secret opens', async t => {
     t.same(there.openAnswer(here.seal('answer', answer)), answer)
     t.same(there.openTicket(here.seal('ticket', ticket)), ticket)
     t.same(there.openRoom(here.seal('room', message)), message)
+    t.same(there.openRemembered(here.seal('memory', remembered)), remembered)
+    t.equal(there.openRemembered(here.seal('memory', ticket)), null)
   }
 })
 

@@ -3,6 +3,7 @@ import t, { type Test } from 'tap'
 import type { FastifyInstance } from 'fastify'
 import type { AuthContext, CommandResult, Enrich, HybridAuthOptions, Identity, RuleFunction } from '../lib/index.js'
 import { parseOptions } from '../lib/options.js'
+import type { SharedMemory } from '../lib/policy/asked.js'
 import { createSources, type EnrichSettings, type Sources } from '../lib/policy/sources.js'
 import { closeReason, SUBPROTOCOL } from '../lib/protocol.js'
 import { introspection } from '../lib/verify/providers.js'
@@ -1154,4 +1155,68 @@ t.test('a realm is whom a registration accepts, of whatever kind, and the same e
   t.equal(new Set(realms.map(realm => realm())).size, given.length)
   for (const [index, realm] of realms.entries()) t.equal(realm(), createRealm(parseOptions(given[index]))())
   t.end()
+})
+
+/** What nodes remember together, in a Map. */
+class Shelf implements SharedMemory {
+  readonly kept = new Map<string, { value: string, until: number }>()
+  isAway = false
+  version = 'one'
+  readonly forgotten: string[] = []
+
+  async recall (userId: string, key: string): ReturnType<SharedMemory['recall']> {
+    const { value = null, until = 0 } = this.kept.get(`${userId} ${key}`) ?? {}
+    return this.isAway ? null : { value, until, version: this.version }
+  }
+
+  keep (userId: string, key: string, value: string, until: number, version: string): void {
+    if (version === this.version) this.kept.set(`${userId} ${key}`, { value, until })
+  }
+
+  forget (userId: string): void {
+    this.forgotten.push(userId)
+    this.version = 'another'
+  }
+}
+
+t.test('what another node was told is used while it is good, and nothing else that is kept there', async t => {
+  const clock = setClock(t)
+  const shelf = new Shelf()
+  const faults: string[] = []
+  let asked = 0
+  let answer: () => unknown = () => ({ told: ++asked })
+  const node = (maxAge = 30_000) => {
+    const sources = createSources({ enrich: { ask: () => answer(), maxAge, shared: true }, timeout: 1000, shared: shelf, realm: () => 'a', onFault (where) { faults.push(where) } })
+    if (sources === null) throw new Error('none')
+    return async () => {
+      const found = await sources.complete(null, bare({ userId: 'alice' }))
+      return typeof found === 'string' ? found : Reflect.get(found.user, 'told') as unknown
+    }
+  }
+  t.equal(await node()(), 1)
+  t.equal(await node()(), 1, 'kept')
+  t.equal(asked, 1)
+  const short = node(1000)
+  t.equal(await short(), 1)
+  clock.move(1001)
+  t.equal(await short(), 1, 'for no longer than its own time, and asked for again')
+  clock.move(30_000)
+  t.equal(await node()(), 2, 'what is over is not used')
+  shelf.isAway = true
+  t.equal(await node()(), 3, 'nor is what cannot be asked for')
+  shelf.isAway = false
+  t.equal(await node()(), 2, 'and what was asked for meanwhile is not kept')
+  for (const entry of shelf.kept.values()) entry.value = '{'
+  t.equal(await node()(), UNAVAILABLE)
+  t.same(faults, ['enrich'])
+  shelf.kept.clear()
+  const late = deferred<unknown>()
+  answer = () => late.promise
+  const waiting = node()()
+  await eventually('it is given up', () => faults.length === 2)
+  t.equal(await waiting, UNAVAILABLE)
+  clock.move(2000)
+  late.resolve({ told: 'late' })
+  await late.promise
+  t.equal(shelf.kept.size, 0, 'who asked for it has given up')
 })
