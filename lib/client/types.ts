@@ -1,0 +1,77 @@
+/** What an application writes, and is told. */
+import type { CloseAction } from '../protocol.js'
+import type { Data, SocketClass } from './environment.js'
+import type { GetToken } from './tokens.js'
+
+/** How a credential reaches the server. */
+export type Attach = 'protocol' | 'message' | 'ticket' | 'query' | 'cookie'
+
+export interface AuthSocketOptions {
+  /** `wss:`, or `ws:`; asked again for each connection where it is a function. */
+  url: string | URL | (() => string | URL)
+  /**
+   * A token, or with `attach: 'ticket'` a ticket; null where there will be none: the client closes for good. What it throws, and
+   * more than 10 s, is tried again. Never asked twice at once. Required unless `attach` is `cookie`
+   */
+  getToken?: GetToken | undefined
+  /** @default 'protocol' with `getToken`, else 'cookie' */
+  attach?: Attach | undefined
+  /** Closes the client for good. */
+  signal?: AbortSignal | undefined
+  /** How many messages wait for a connection at most. They are dropped when the user is another. @default 0 */
+  queue?: number | undefined
+  /** @default the global one; in Node before 22 that of `ws` */
+  WebSocket?: SocketClass | undefined
+}
+
+/** `waiting`: for the next attempt. `idle`: until something is sent, for the server had nothing to do for it. */
+export type State = 'connecting' | 'open' | 'waiting' | 'idle' | 'closed'
+
+/** As far as the server or the token says who it is. */
+export interface ClientIdentity { readonly id: string }
+
+export interface ClosedEvent {
+  /** The close code; 1006 where there was none. */
+  readonly code: number
+  /** The `code` of the close reason, as `expired`; empty where there was none. */
+  readonly reason: string
+  readonly action: CloseAction
+  /** The client does not come back by itself. */
+  readonly terminal: boolean
+}
+
+/** A message of the application, or what somebody said in a room. */
+export type ClientMessage =
+  | { readonly data: unknown, readonly room: null }
+  | { readonly payload: unknown, readonly room: string }
+
+export type AuthSocketEvents = {
+  state: State
+  /** `recovered`: there was a connection before. */
+  open: { readonly identity: ClientIdentity | null, readonly recovered: boolean }
+  message: ClientMessage
+  permissions: { readonly permissions: readonly string[], readonly added: readonly string[], readonly removed: readonly string[] }
+  close: ClosedEvent
+  /** `token`: getToken failed. `connect`: there is no socket to be had. `refused`: the server has refused something, and the socket stays. */
+  error: { readonly stage: 'token' | 'connect' | 'refused', readonly error: unknown }
+}
+
+export interface AuthSocket {
+  readonly state: State
+  readonly identity: ClientIdentity | null
+  /** true: it is on its way. false: it is not, and waits only where there is a `queue` with room for it. */
+  send (data: Data): boolean
+  /** Into a room, now and after each reconnect. */
+  join (room: string): void
+  leave (room: string): void
+  /** As {@link send}. @param id tells a handler that it has seen it before. @default a random one */
+  publish (room: string, payload: unknown, id?: string | number): boolean
+  /** Connects at once, if it waits, is idle or was closed by the server. Not after {@link close}. */
+  connect (): void
+  /** For good. */
+  close (): void
+  /** @returns what takes the listener off again */
+  on<Name extends keyof AuthSocketEvents> (name: Name, listener: (event: AuthSocketEvents[Name]) => void): () => void
+  /** Messages until the client closes. */
+  [Symbol.asyncIterator] (): AsyncIterator<ClientMessage>
+}
