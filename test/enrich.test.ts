@@ -1179,6 +1179,14 @@ class Shelf implements SharedMemory {
   }
 }
 
+t.test('who is forgotten is forgotten by all nodes', t => {
+  const shelf = new Shelf()
+  const sources = createSources({ enrich: { ask: () => null, maxAge: 1000, shared: true }, timeout: 1000, shared: shelf, realm: () => 'a', onFault () {} })
+  sources?.forget('alice')
+  t.same(shelf.forgotten, ['alice'])
+  t.end()
+})
+
 t.test('what another node was told is used while it is good, and nothing else that is kept there', async t => {
   const clock = setClock(t)
   const shelf = new Shelf()
