@@ -489,6 +489,45 @@ t.test('the socket of an opaque token that does not say when it was issued ends,
   t.same([await a.admits('opaque'), await b.admits('opaque')], [OUT, OUT])
 })
 
+t.test('68: what was asked about an opaque token before a logout is asked again after it, whenever the token was issued', async t => {
+  const issuer = await fakeIssuer(t)
+  const active = { active: true, iss: ISSUER, sub: 'alice', exp: inSeconds(300) }
+  const waiting: Array<(answer: object) => void> = []
+  issuer.rest = (request, response) => { waiting.push(answer => { saysJson(answer)(request, response) }) }
+  const [node] = await two(t, { auth: { origins: [ORIGIN], introspection: introspectionOf(issuer.issuer) } })
+  const logOut = async () => { t.equal((await node.tell(logoutToken({ sub: 'alice' }))).status, 200) }
+  const asked = (count: number) => eventually(`it is asked ${count} times`, () => waiting.length === count)
+  const me = async () => (await ask(node.host, '/me', bearer('opaque'))).status
+
+  const ended = me()
+  await asked(1)
+  await logOut()
+  waiting[0]?.(active)
+  await asked(2)
+  waiting[1]?.({ active: false })
+  t.equal(await ended, 401, 'it had ended with the login')
+
+  const unsure = ask(node.host, '/me', bearer('another'))
+  await asked(3)
+  await logOut()
+  waiting[2]?.(active)
+  await asked(4)
+  await logOut()
+  waiting[3]?.(active)
+  t.equal((await unsure).status, 503, 'while logouts come, nobody knows')
+
+  const issuing = node.ticket(bearer('third'))
+  await asked(5)
+  waiting[4]?.(active)
+  const ticket = await issuing
+  await logOut()
+  const taken = node.takes(ticket)
+  await asked(6)
+  await logOut()
+  waiting[5]?.(active)
+  t.equal(await taken, 401, 'nor by a ticket')
+})
+
 t.test('the sid that introspection.user returns counts', async t => {
   const issuer = await fakeIssuer(t)
   issuer.rest = answering({ opaque: { active: true, iss: ISSUER, sub: 'alice', session_state: 'login-1', exp: inSeconds(300) } })
@@ -597,6 +636,7 @@ const CONTEXTS: Record<string, AuthContext> = {
   foreign: tokenContext({ sid: 'login-1', sub: 'alice', iat: S - 10 }, { issuer: 'x' }), nobodys: tokenContext({ sid: 'login-1', sub: 'alice', iat: S - 10 }, { issuer: null }),
   opaqueNobodys: opaqueContext({ sid: 'login-1', sub: 'alice', iat: S - 10 }, null), noneNobodys: opaqueContext({ sub: 'alice', iat: S - 10 }, null),
   opaqueNoIat: opaqueContext({ sid: 'login-1', sub: 'alice' }), noneOpaqueNoIat: opaqueContext({ sub: 'alice' }),
+  askedSince: { ...opaqueContext({ sub: 'alice' }), authenticatedAt: START + 1 },
   bob: tokenContext({ sub: 'bob', iat: S - 10 }), noSub: tokenContext({ iat: S - 10 })
 }
 /** An answer about an opaque token need not say who issued that. */
@@ -609,11 +649,11 @@ const KILLS: Array<[what: string, changes: Partial<Revocation>, covered: string[
   ['a login that nobody has', { key: 'login-3', issuer: 'i' }, []],
   ['a login by the name of a sub', { key: 'alice', issuer: 'i' }, []],
   ['a login that is over', { issuer: 'i', expiresAt: START }, []],
-  ['a sub, beside logins', { kind: 'subject', key: 'alice', issuer: 'i', issuedBefore: START + 1000, besides: true }, ['none', 'noneOpaque', 'noneNobodys', 'odd', 'noIat', 'same']],
+  ['a sub, beside logins', { kind: 'subject', key: 'alice', issuer: 'i', issuedBefore: START + 1000, besides: true }, ['none', 'noneOpaque', 'noneNobodys', 'noneOpaqueNoIat', 'odd', 'noIat', 'same']],
   ['a sub', { kind: 'subject', key: 'alice', issuer: 'i', issuedBefore: START + 1000 },
-    ['claim', 'mapped', 'mappedOver', 'mappedAway', 'mappedNull', 'opaque', ...UNNAMED, 'none', 'noneOpaque', 'odd', 'noIat', 'same']],
+    ['claim', 'mapped', 'mappedOver', 'mappedAway', 'mappedNull', 'opaque', 'opaqueNoIat', ...UNNAMED, 'none', 'noneOpaque', 'noneOpaqueNoIat', 'odd', 'noIat', 'same']],
   ['a sub, besides false', { kind: 'subject', key: 'bob', issuer: 'i', issuedBefore: START + 1000, besides: false }, ['bob']],
-  ['a sub, before the second', { kind: 'subject', key: 'alice', issuer: 'i', issuedBefore: START, besides: true }, ['none', 'noneOpaque', 'noneNobodys', 'odd', 'noIat']],
+  ['a sub, before the second', { kind: 'subject', key: 'alice', issuer: 'i', issuedBefore: START, besides: true }, ['none', 'noneOpaque', 'noneNobodys', 'noneOpaqueNoIat', 'odd', 'noIat']],
   ['a sub of another issuer', { kind: 'subject', key: 'alice', issuer: 'x', issuedBefore: START + 1000 }, ['foreign', ...UNNAMED]],
   ['a sub of no issuer', { kind: 'subject', key: 'alice', issuer: null, issuedBefore: START + 1000 }, ['nobodys', ...UNNAMED]],
   ['a sub by the name of a user', { kind: 'subject', key: 'u', issuer: 'i', issuedBefore: START + 1000 }, []]

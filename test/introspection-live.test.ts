@@ -1481,7 +1481,7 @@ t.test('what is watched of one kind is nothing for a context of another', async 
   const token = (await enter(provider.issue())).there.connection.context
   const stored = (await open({ cookie: session('s1', { userId: 'bob' }) })).there.connection.context
   const never = () => { throw new Error('nobody is asked') }
-  const tokens = watchTokens({ verify: never, reverify: never, tokenOf: never, forget () {}, since: () => 0, stop () {} }, { revalidate: 1, onProviderError: 'serve', maxStale: 1, requestsPerSecond: 1 }, parts)
+  const tokens = watchTokens({ verify: never, reverify: never, tokenOf: never, forget () {}, since: () => 0, isCurrent: () => true, stop () {} }, { revalidate: 1, onProviderError: 'serve', maxStale: 1, requestsPerSecond: 1 }, parts)
   t.equal(await tokens.renew(request, stored, isTrue.bind(null, true)), 'FST_HYBRID_AUTH_INVALID_TOKEN')
   t.equal(tokens.since(stored), 0, 'long ago')
   const settings = { revalidate: 1, maxStale: 1, onStoreError: 'serve' }

@@ -1,4 +1,4 @@
-/** Every live revocation, found by what it kills in the time of three Map reads. */
+/** Every live revocation, found by what it kills in the time of a few Map reads. */
 import type { AuthContext } from '../../types/context.js'
 import { wheel } from '../wheel.js'
 
@@ -171,11 +171,11 @@ function kills (revocation: Revocation, context: AuthContext): boolean {
 }
 
 /**
- * Of an opaque token that does not say when it was issued, its own server knows whether it came before the logout there. Refused for
- * its age, its user could not come back.
+ * Of an opaque token that does not say when it was issued, its own server knows whether it came before the logout there, and was asked
+ * again since. Refused for its age, its user could not come back.
  */
-function isNewLogin ({ kind }: Revocation, context: AuthContext): boolean {
-  return kind === 'subject' && context.authType === 'oauth2' && context.claims.iat === undefined
+function isNewLogin ({ kind, at }: Revocation, context: AuthContext): boolean {
+  return kind === 'subject' && context.authType === 'oauth2' && context.claims.iat === undefined && context.authenticatedAt > at
 }
 
 /** Whether the context is one of those that are meant, whatever its age. */

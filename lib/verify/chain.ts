@@ -77,7 +77,7 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
     })
   }
 
-  function tryToken (request: FastifyRequest, { token, via }: NonNullable<Presented['bearer']>, presented: object): Maybe<AuthContext | Refusal> {
+  function tryToken (request: FastifyRequest, { token, via }: NonNullable<Presented['bearer']>, presented: object, isAgain = false): Maybe<AuthContext | Refusal> {
     // A JWT proves by itself whether it is good: of what is forged nobody is asked.
     const isOpaque = introspector !== null && (jwt === null || !isJws(token))
     const verifier = isOpaque ? introspector : jwt
@@ -87,8 +87,17 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
       ? TOO_MANY
       : whenReady(verifier.verify(token), (outcome): Maybe<AuthContext | Refusal> => {
         if (outcome === FORGED) return failures?.count(request, presented, INVALID_TOKEN, () => claimedBy(token)) ?? INVALID_TOKEN
-        return whenReady(grounded(outcome, issuerOf(outcome)), token => isRefusal(token) ? token : unlessRevoked(tokenContext(authType, token, via)))
+        return whenReady(grounded(outcome, issuerOf(outcome)), (found): Maybe<AuthContext | Refusal> => {
+          if (isRefusal(found)) return found
+          if (isOutdated(authType, found)) return isAgain ? UNAVAILABLE : tryToken(request, { token, via }, presented, true)
+          return unlessRevoked(tokenContext(authType, found, via))
+        })
       }))
+  }
+
+  /** Somebody has logged out at the server since it was asked: it may have been this one. */
+  function isOutdated (authType: 'jwt' | 'oauth2', { claims }: VerifiedToken): boolean {
+    return introspector !== null && authType === 'oauth2' && !introspector.isCurrent(claims)
   }
 
   /** With what the application's sources know, where there are some. */
@@ -125,8 +134,10 @@ export async function createChain (options: ParsedOptions, { report, onBadIdenti
         isRefusal(session) ? session : sessionContext(session, undefined, 'ticket'))
     }
     const { authType } = kept
-    return whenReady(groundedTicket(authType === 'jwt' ? jwt?.recheck(kept) : introspector?.verify(kept.token), issuerOf), token =>
-      isRefusal(token) ? token : tokenContext(authType, token, 'ticket'))
+    return whenReady(groundedTicket(authType === 'jwt' ? jwt?.recheck(kept) : introspector?.verify(kept.token), issuerOf), (token): AuthContext | Refusal => {
+      if (isRefusal(token)) return token
+      return isOutdated(authType, token) ? INVALID_TICKET : tokenContext(authType, token, 'ticket')
+    })
   }
 
   /** Whatever is wrong with what a ticket stands for, it is the ticket that is refused. */

@@ -29,6 +29,8 @@ export interface Introspector {
   tokenOf (claims: Claims): string | null
   /** When they were answered, in milliseconds since the epoch. */
   since (claims: Claims): number
+  /** Whether nothing has been forgotten since such claims were asked for. */
+  isCurrent (claims: Claims): boolean
   /** What is remembered is asked about again: somebody has logged out at the server, and it knows whose tokens that ended. */
   forget (): void
   /** The application closes: nothing is asked any more. */

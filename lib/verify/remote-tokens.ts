@@ -72,7 +72,7 @@ export class RemoteTokens implements Introspector {
   readonly #inactive = new GenerationCache<Inactive>(ENTRIES)
   readonly #flights = new Map<string, Flight>()
   /** What is asked about again has to be sent again; no context shows it. */
-  readonly #answered = new WeakMap<Claims, { readonly token: string, readonly at: number }>()
+  readonly #answered = new WeakMap<Claims, { readonly token: string, readonly at: number, readonly epoch: number }>()
   #epoch = 0
 
   constructor (ask: Ask, settings: TokenSettings, parts: IntrospectorParts) {
@@ -114,6 +114,10 @@ export class RemoteTokens implements Introspector {
 
   since (claims: Claims): number {
     return this.#answered.get(claims)?.at ?? 0
+  }
+
+  isCurrent (claims: Claims): boolean {
+    return this.#answered.get(claims)?.epoch === this.#epoch
   }
 
   forget (): void {
@@ -161,7 +165,7 @@ export class RemoteTokens implements Introspector {
     }
     this.#inactive.delete(key)
     this.#active.set(key, found)
-    this.#answered.set(found.claims, { token, at: Date.now() })
+    this.#answered.set(found.claims, { token, at: Date.now(), epoch })
     return found
   }
 
