@@ -53,16 +53,20 @@ export function closeReason (name: CloseName, retryAfterMs = 0): string {
 export interface AuthFrame { readonly type: 'auth', readonly token: string }
 /** Client to server: a fresh credential for an open socket. */
 export interface AuthUpdateFrame { readonly type: 'auth_update' | 'token_refresh', readonly token: string }
+/** Client to server: as whom is this socket open, and for how long? Answered by `auth_success`. */
+export interface AuthStatusFrame { readonly type: 'auth_status' }
 /** Every frame with a credential that a client sends to us rather than to the application. */
 export type ClientFrame = AuthFrame | AuthUpdateFrame
-/** Client to server: into a room, or out of it. */
-export interface MembershipFrame { readonly type: 'join' | 'leave', readonly room: string }
+/** Client to server: into a room; of one with history, with everything that was said behind the cursor. */
+export interface JoinFrame { readonly type: 'join', readonly room: string, readonly cursor?: string }
+/** Client to server: out of a room. */
+export interface LeaveFrame { readonly type: 'leave', readonly room: string }
 /** Client to server: to everybody else in a room. `id` comes back where it is refused. */
 export interface ClientRoomMessageFrame { readonly type: 'message', readonly room: string, readonly payload: unknown, readonly id?: string | number }
 /** Every frame about rooms that a client sends. */
-export type ClientRoomFrame = MembershipFrame | ClientRoomMessageFrame
+export type ClientRoomFrame = JoinFrame | LeaveFrame | ClientRoomMessageFrame
 
-/** Answers `auth`. `expiresIn` is in seconds, null for a credential without end. */
+/** Answers `auth` and `auth_status`. `expiresIn` is in seconds, null for a credential without end. */
 export interface AuthSuccessFrame {
   readonly type: 'auth_success'
   readonly user: { readonly id: string }
@@ -81,12 +85,17 @@ export interface PermissionUpdateFrame {
   readonly added: readonly string[]
   readonly removed: readonly string[]
 }
-/** The connection is in a room: what is published there from now on comes. */
-export interface JoinedFrame { readonly type: 'joined', readonly room: string }
+/**
+ * The connection is in a room: what is published there from now on comes. Of a room with history: what was said up to the cursor has come,
+ * or was not asked for. `gap`: some of it is not to be had. Comes again, with `gap`, where the server has missed something itself.
+ */
+export interface JoinedFrame { readonly type: 'joined', readonly room: string, readonly cursor?: string, readonly gap?: true }
 /** It is not any more. `reason`: the server took it out, or it may no longer be in there; none where the client asked for it. */
 export interface LeftFrame { readonly type: 'left', readonly room: string, readonly reason?: 'removed' | 'forbidden' }
+/** What was said in a room with history: a cursor of at most 64 characters, and the `id` that a client gave it, of at most 128. */
+export interface KeptMessage { readonly payload: unknown, readonly cursor: string, readonly id?: string | number }
 /** Somebody, or the server, has said something in a room. */
-export interface RoomMessageFrame { readonly type: 'message', readonly room: string, readonly payload: unknown }
+export interface RoomMessageFrame extends Omit<KeptMessage, 'cursor'> { readonly type: 'message', readonly room: string, readonly cursor?: string }
 /** Something was refused and the socket stays. */
 export interface ErrorFrame {
   readonly type: 'error'
@@ -101,6 +110,14 @@ export interface ErrorFrame {
   readonly acr_values?: string
   readonly max_age?: number
 }
+/** Of a room that was polled: what follows the cursor, and where that leads; or why nothing is said of it. */
+export type PolledRoom =
+  | { readonly messages: readonly KeptMessage[], readonly cursor: string, /** Some of what was said behind the cursor is not to be had. */ readonly gap?: true }
+  | { readonly error: 'forbidden' | 'bad_room' | 'no_history' | 'insufficient_user_authentication' }
+/** The body of a poll: of each room the cursor, or null for what is said from now on. */
+export interface PollRequest { readonly rooms: Readonly<Record<string, string | null>> }
+/** The answer to a poll. */
+export interface PollAnswer { readonly rooms: Readonly<Record<string, PolledRoom>> }
 /** Comes before a close of ours, with the same meaning. */
 export interface ByeFrame { readonly type: 'bye', readonly code: string, readonly action: CloseAction, readonly retryAfterMs?: number }
 /** Every frame that the server sends by itself. */
@@ -123,7 +140,8 @@ export function parseRoomFrame (text: string): ClientRoomFrame | null {
   if (frame === null || !('type' in frame) || !('room' in frame)) return null
   const { type, room } = frame
   if (typeof room !== 'string') return null
-  if (type === 'join' || type === 'leave') return { type, room }
+  if (type === 'leave') return { type, room }
+  if (type === 'join') return 'cursor' in frame && frame.cursor !== null ? { type, room, cursor: typeof frame.cursor === 'string' ? frame.cursor : '' } : { type, room }
   if (type !== 'message' || !('payload' in frame)) return null
   const id = 'id' in frame ? frame.id : undefined
   const { payload } = frame

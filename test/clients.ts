@@ -18,6 +18,9 @@ export interface Watched {
   opens: Array<AuthSocketEvents['open']>
   messages: Array<AuthSocketEvents['message']>
   permissions: Array<AuthSocketEvents['permissions']>
+  logouts: Array<AuthSocketEvents['logout']>
+  gaps: Array<AuthSocketEvents['gap']>
+  degraded: boolean[]
   closes: Array<AuthSocketEvents['close']>
   errors: Array<AuthSocketEvents['error']>
   /** Names of events in their order, without those of messages. */
@@ -49,7 +52,7 @@ export function watching (client: AuthSocket): Watched {
     return kept
   }
   const seen = {
-    states: keep('state'), opens: keep('open'), messages: keep('message'), permissions: keep('permissions'), closes: keep('close'), errors: keep('error')
+    states: keep('state'), opens: keep('open'), messages: keep('message'), permissions: keep('permissions'), logouts: keep('logout'), gaps: keep('gap'), degraded: keep('degraded'), closes: keep('close'), errors: keep('error')
   }
   const until: Watched['until'] = (what, holds, ms) => eventually(`${what} (${client.state}; ${JSON.stringify(seen.closes)})`, holds, ms)
   return {
@@ -107,6 +110,14 @@ export async function serverAt (t: Test, { port = 0, auth = {}, declare }: { por
   return { app, port: portOf(app) }
 }
 
+const STATUS = '{"type":"auth_status"}'
+
+/** Of a token as tests make it. */
+function subjectOf (token: string): string {
+  const [, claims = ''] = token.split('.')
+  return /"sub":"([^"]*)"/.exec(Buffer.from(claims, 'base64url').toString())?.[1] ?? 'somebody'
+}
+
 type Listener = (event: SocketEvent) => void
 type Parts = Omit<SocketEvent, 'type'>
 
@@ -116,7 +127,12 @@ export class FakeSocket implements SocketLike {
   readyState = 0
   /** What the client has closed it with. */
   closedWith: number | undefined
+  /** What the client wants of the server, but for whom it is open. */
   readonly sent: Data[] = []
+  /** It says at once for whom it is open, where it is asked. */
+  greets = true
+  /** How often it was asked and did not say. */
+  asked = 0
   readonly #listeners: Array<{ type: string, listener: Listener }> = []
 
   constructor (readonly url: string, readonly protocols: string[]) {}
@@ -126,7 +142,9 @@ export class FakeSocket implements SocketLike {
   }
 
   send (data: Data): void {
-    this.sent.push(data)
+    if (data !== STATUS) this.sent.push(data)
+    else if (this.greets) this.say({ type: 'auth_success', user: { id: subjectOf(this.token) } })
+    else this.asked++
   }
 
   close (code?: number): void {

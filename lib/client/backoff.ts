@@ -5,6 +5,4 @@ const LONGEST = 20_000
 export const MAX_DELAY = 2 ** 31 - 1
 
 /** @param attempt from 0; in milliseconds */
-export function backoff (attempt: number): number {
-  return Math.random() * Math.min(LONGEST, FIRST * 2 ** Math.min(attempt, 10))
-}
+export const backoff = (attempt: number): number => Math.random() * Math.min(LONGEST, FIRST * 2 ** Math.min(attempt, 10))

@@ -21,3 +21,25 @@ export interface SocketEvent {
 }
 
 export type SocketClass = new (url: string, protocols: string[]) => SocketLike
+
+interface Locks {
+  request (name: string, options: { readonly signal: AbortSignal }, work: () => Promise<void>): Promise<void>
+}
+
+/** Messages between tabs of one origin (HTML §9.6). */
+export interface Channel {
+  onmessage: ((event: { readonly data: unknown }) => void) | null
+  postMessage (message: unknown): void
+  close (): void
+}
+
+interface PageGlobals {
+  readonly location: { readonly href: string }
+  readonly document: { readonly hidden: boolean }
+  readonly navigator: { readonly onLine?: boolean, readonly locks?: Locks }
+  readonly BroadcastChannel: new (name: string) => Channel
+  addEventListener (type: string, listener: (event: { readonly persisted?: boolean }) => void, options: { readonly signal: AbortSignal }): void
+}
+
+/** Of what a page has, Node has some; all of it may be missing. */
+export const page = Object(globalThis) as Partial<PageGlobals>

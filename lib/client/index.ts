@@ -1,5 +1,5 @@
 /** `fastify-hybrid-auth/client`: a WebSocket that stays authenticated, for browsers and Node. */
-import { Client } from './client.js'
+import { createClient } from './client.js'
 import type { SocketClass } from './environment.js'
 import type { AuthSocket, AuthSocketOptions } from './types.js'
 
@@ -11,7 +11,8 @@ export function createAuthSocket (options: AuthSocketOptions): AuthSocket {
   const Socket = options.WebSocket ?? globalSocket()
   if (Socket === null) throw new TypeError('there is no WebSocket here: give the option WebSocket')
   if (options.getToken === undefined && options.attach !== undefined && options.attach !== 'cookie') throw new TypeError(`attach: '${options.attach}' needs getToken`)
-  const client = new Client(options, Socket)
+  if (options.attach === 'ticket' && options.fallback !== undefined) throw new TypeError('fallback needs a token or a cookie: a ticket opens sockets only')
+  const client = createClient(options, Socket)
   queueMicrotask(() => { client.connect() })
   return client
 }
@@ -21,6 +22,8 @@ function globalSocket (): SocketClass | null {
   return typeof found === 'function' ? found as SocketClass : null
 }
 
+export { CLOSE } from '../protocol.js'
+export type { CloseAction, CloseName, CloseReason } from '../protocol.js'
 export type * from './types.js'
 export type { Data, SocketClass, SocketEvent, SocketLike } from './environment.js'
 export type { GetToken, TokenReason, TokenRequest } from './tokens.js'

@@ -1,38 +1,36 @@
 /** Messages for `for await`: they wait for whoever reads, until the client closes. */
 import type { ClientMessage } from './types.js'
 
-export class MessageStream implements AsyncIterator<ClientMessage> {
-  readonly #waiting: ClientMessage[] = []
-  readonly #readers: Array<(result: IteratorResult<ClientMessage>) => void> = []
-  readonly #onReturn: () => void
-  #isOver = false
+export interface MessageStream extends AsyncIterator<ClientMessage> {
+  push: (message: ClientMessage) => void
+  end: () => void
+}
 
-  constructor (onReturn: () => void) {
-    this.#onReturn = onReturn
+export function createStream (onReturn: (stream: MessageStream) => void): MessageStream {
+  const waiting: ClientMessage[] = []
+  const readers: Array<(result: IteratorResult<ClientMessage>) => void> = []
+  let isOver = false
+  const stream: MessageStream = {
+    push (value) {
+      const reader = readers.shift()
+      if (reader === undefined) waiting.push(value)
+      else reader({ value, done: false })
+    },
+    end () {
+      isOver = true
+      for (const reader of readers.splice(0)) reader({ value: undefined, done: true })
+    },
+    async next () {
+      const value = waiting.shift()
+      if (value !== undefined) return { value, done: false }
+      return isOver ? { value, done: true } : new Promise(resolve => { readers.push(resolve) })
+    },
+    async return () {
+      waiting.length = 0
+      stream.end()
+      onReturn(stream)
+      return { value: undefined, done: true }
+    }
   }
-
-  push (message: ClientMessage): void {
-    const reader = this.#readers.shift()
-    if (reader === undefined) this.#waiting.push(message)
-    else reader({ value: message, done: false })
-  }
-
-  end (): void {
-    this.#isOver = true
-    for (const reader of this.#readers.splice(0)) reader({ value: undefined, done: true })
-  }
-
-  async next (): Promise<IteratorResult<ClientMessage>> {
-    const value = this.#waiting.shift()
-    if (value !== undefined) return { value, done: false }
-    if (this.#isOver) return { value, done: true }
-    return new Promise(resolve => { this.#readers.push(resolve) })
-  }
-
-  async return (): Promise<IteratorResult<ClientMessage>> {
-    this.#waiting.length = 0
-    this.end()
-    this.#onReturn()
-    return { value: undefined, done: true }
-  }
+  return stream
 }

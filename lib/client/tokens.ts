@@ -1,4 +1,6 @@
 /** The token of a client: asked for by one at a time, never one that was refused, and in time. */
+import { read } from './frames.js'
+import type { Tabs } from './tabs.js'
 
 export type TokenReason = 'connect' | 'expiring' | 'rejected'
 
@@ -7,7 +9,7 @@ export interface TokenRequest {
   readonly reason: TokenReason
   /** How often in a row this has failed, from 0. */
   readonly attempt: number
-  /** Aborted after 10 s, and when the client is closed. */
+  /** Aborted after 10 s, and when the client is closed or logged out. */
   readonly signal: AbortSignal
 }
 
@@ -28,87 +30,103 @@ interface Held {
   readonly lifetime: number
 }
 
-export class Tokens {
-  readonly #ask: GetToken
-  readonly #closing: AbortSignal
-  readonly #isSingleUse: boolean
-  #held: Held | null = null
-  #rejected: string | null = null
-  #isRejected = false
-  #failures = 0
-  #flight: Promise<string | null> | null = null
+export type Tokens = ReturnType<typeof createTokens>
 
-  /** @param isSingleUse each connection needs one of its own */
-  constructor (ask: GetToken, closing: AbortSignal, isSingleUse: boolean) {
-    this.#ask = ask
-    this.#closing = closing
-    this.#isSingleUse = isSingleUse
+/** @param isSingleUse each connection needs one of its own */
+export function createTokens (ask: GetToken, isSingleUse: boolean) {
+  let tabs: Tabs | null = null
+  let held: Held | null = null
+  let rejected: string | null = null
+  let isRejected = false
+  let failures = 0
+  let flight: Promise<string | null> | null = null
+  let controller = new AbortController()
+
+  const left = ({ since, lifetime }: Held): number => since + lifetime - performance.now()
+
+  function hold (token: string): void {
+    failures = 0
+    isRejected = false
+    held = { token, since: performance.now(), lifetime: lifetimeOf(token) }
   }
 
-  /** One for a connection: the one that is there, if it lasts. Rejects where there is none for now. */
-  forConnection (): Promise<string | null> {
-    if (this.#isSingleUse) return this.fetch('connect')
-    const held = this.#held
-    if (held === null) return this.fetch(this.#isRejected ? 'rejected' : 'connect')
-    return held.lifetime === Infinity || this.#left(held) > held.lifetime * SPARE ? Promise.resolve(held.token) : this.fetch('expiring')
-  }
-
-  /** Another one. Rejects where there is none for now. */
-  fetch (reason: TokenReason): Promise<string | null> {
-    this.#flight ??= this.#fetchNow(reason).finally(() => { this.#flight = null })
-    return this.#flight
-  }
-
-  /** The server did not take it: it is not sent again. One that came since, and that it has not judged, stays. */
-  reject (token: string | null): void {
-    this.#rejected = token
-    this.#isRejected = true
-    if (this.#held?.token === token) this.#held = null
-  }
-
-  /** It may not be good, for all that can be told: the next one is asked for as if it were not, and may be the same. */
-  suspect (): void {
-    this.#held = null
-    this.#isRejected = true
-  }
-
-  forget (): void {
-    this.#held = null
-  }
-
-  /** What the server says of the lifetime, in seconds; anything else: no end. */
-  lasts (expiresIn: unknown): void {
-    if (this.#held !== null) this.#held = { token: this.#held.token, since: performance.now(), lifetime: typeof expiresIn === 'number' ? expiresIn * 1000 : Infinity }
-  }
-
-  /** In how many milliseconds another one should be asked for; Infinity: not as far as is known. */
-  get refreshIn (): number {
-    const held = this.#held
-    if (held === null || held.lifetime === Infinity) return Infinity
-    return Math.max(0, this.#left(held) - held.lifetime * (1 - REFRESH_FROM - Math.random() * (REFRESH_TO - REFRESH_FROM)))
-  }
-
-  async #fetchNow (reason: TokenReason): Promise<string | null> {
-    const controller = new AbortController()
-    const abort = (): void => { controller.abort() }
-    const timer = setTimeout(abort, LIMIT)
-    const attempt = this.#failures++
-    this.#closing.addEventListener('abort', abort)
+  async function fetchNow (reason: TokenReason, mine: AbortController): Promise<string | null> {
+    const { signal } = mine
+    const timer = setTimeout(() => { mine.abort() }, LIMIT)
+    const attempt = failures++
+    const before = held
+    // Another tab may have been faster.
+    const request = async (): Promise<string | null> => {
+      if (held !== null && held !== before) return held.token
+      const token: unknown = await ask({ reason, attempt, signal })
+      if (token !== null && (typeof token !== 'string' || token === '' || token === rejected)) throw new TypeError('getToken gave no token, or one that was refused')
+      return token
+    }
     try {
-      const token = await Promise.race([this.#ask({ reason, attempt, signal: controller.signal }), whenAborted(controller.signal)])
-      if (token !== null && (typeof token !== 'string' || token === '' || token === this.#rejected)) throw new TypeError('getToken gave no token, or one that was refused')
-      this.#failures = 0
-      this.#isRejected = false
-      this.#held = token === null ? null : { token, since: performance.now(), lifetime: lifetimeOf(token) }
+      const token = await Promise.race([tabs === null ? request() : tabs.share(request, signal), whenAborted(signal)])
+      // What was asked for before a logout is nobody's after it.
+      signal.throwIfAborted()
+      if (token === null) held = null
+      else if (token !== held?.token || held === before) hold(token)
       return token
     } finally {
       clearTimeout(timer)
-      this.#closing.removeEventListener('abort', abort)
     }
   }
 
-  #left ({ since, lifetime }: Held): number {
-    return since + lifetime - performance.now()
+  /** Another one. Rejects where there is none for now. */
+  function fetch (reason: TokenReason): Promise<string | null> {
+    if (flight === null) {
+      controller = new AbortController()
+      const mine = fetchNow(reason, controller).finally(() => { if (flight === mine) flight = null })
+      flight = mine
+    }
+    return flight
+  }
+
+  return {
+    fetch,
+    /** Where one comes from before it is asked for. */
+    joined (given: Tabs | null): void { tabs = given },
+    /** One for a connection: the one that is there, if it lasts. Rejects where there is none for now. */
+    async forConnection (): Promise<string | null> {
+      if (held === null || isSingleUse) return fetch(isRejected ? 'rejected' : 'connect')
+      return held.lifetime === Infinity || left(held) > held.lifetime * SPARE ? held.token : fetch('expiring')
+    },
+    /** What another tab got, if it is for the same user. false: it is of no use. */
+    adopt (token: string): boolean {
+      if (token === rejected || token === held?.token || (held !== null && subjectOf(token) !== subjectOf(held.token))) return false
+      hold(token)
+      return true
+    },
+    /** The server did not take it: it is not sent again. One that came since, and that it has not judged, stays. */
+    reject (token: string | null): void {
+      rejected = token
+      isRejected = true
+      if (held?.token === token) held = null
+    },
+    /** It may not be good, for all that can be told: the next one is asked for as if it were not, and may be the same. */
+    suspect (): void {
+      held = null
+      isRejected = true
+    },
+    /** Whoever comes next may be somebody else. */
+    forget (): void {
+      held = null
+      flight = null
+      controller.abort()
+    },
+    /** What the server says of the lifetime, in seconds; null: it has no end. */
+    lasts (expiresIn: unknown): void {
+      if (held !== null && (expiresIn === null || typeof expiresIn === 'number')) {
+        held = { token: held.token, since: performance.now(), lifetime: expiresIn === null ? Infinity : expiresIn * 1000 }
+      }
+    },
+    /** In how many milliseconds another one should be asked for; Infinity: not as far as is known. */
+    refreshIn (): number {
+      if (held === null || held.lifetime === Infinity) return Infinity
+      return Math.max(0, left(held) - held.lifetime * (1 - REFRESH_FROM - Math.random() * (REFRESH_TO - REFRESH_FROM)))
+    }
   }
 }
 
@@ -124,12 +142,16 @@ function lifetimeOf (token: string): number {
   return typeof exp === 'number' && typeof iat === 'number' ? (exp - iat) * 1000 : Infinity
 }
 
+function subjectOf (token: string): string {
+  const { iss, sub } = claimsOf(token)
+  return JSON.stringify([iss, sub])
+}
+
 /** Nothing of it is verified here. */
-export function claimsOf (token: string): { readonly exp?: unknown, readonly iat?: unknown, readonly sub?: unknown } {
+function claimsOf (token: string): Readonly<Record<string, unknown>> {
   try {
     const [, payload = ''] = token.split('.')
-    const claims: unknown = JSON.parse(atob(payload.replaceAll('-', '+').replaceAll('_', '/')))
-    return typeof claims === 'object' && claims !== null ? claims : {}
+    return read(atob(payload.replaceAll('-', '+').replaceAll('_', '/')))
   } catch {
     return {}
   }

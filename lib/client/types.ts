@@ -18,10 +18,28 @@ export interface AuthSocketOptions {
   attach?: Attach | undefined
   /** Closes the client for good. */
   signal?: AbortSignal | undefined
+  /**
+   * What tabs of one origin have in common: one refreshes at a time (Web Locks), all have its token, and a logout closes all
+   * (BroadcastChannel). A name: only clients of one user and one server may have the same. false: each for itself.
+   * @default by `url` in a page, false in Node and where `url` is a function
+   */
+  tabs?: string | false | undefined
+  /** What to do where there is no socket to be had. @default nothing but trying again */
+  fallback?: Fallback | undefined
   /** How many messages wait for a connection at most. They are dropped when the user is another. @default 0 */
   queue?: number | undefined
   /** @default the global one; in Node before 22 that of `ws` */
   WebSocket?: SocketClass | undefined
+}
+
+/** Polls in place of a socket, of the rooms that keep a history. Not with `attach: 'ticket'`. */
+export interface Fallback {
+  /** How long there has to be no socket, in milliseconds. @default 10_000 */
+  after?: number | undefined
+  /** Where `rooms.poll()` of the server answers: `https:`, or relative to the page. */
+  poll: string | URL
+  /** Between two polls, in milliseconds, half as long to half as long again. @default 5000 */
+  interval?: number | undefined
 }
 
 /** `waiting`: for the next attempt. `idle`: until something is sent, for the server had nothing to do for it. */
@@ -43,7 +61,7 @@ export interface ClosedEvent {
 /** A message of the application, or what somebody said in a room. */
 export type ClientMessage =
   | { readonly data: unknown, readonly room: null }
-  | { readonly payload: unknown, readonly room: string }
+  | { readonly payload: unknown, readonly room: string, readonly id?: string | number }
 
 export type AuthSocketEvents = {
   state: State
@@ -52,8 +70,17 @@ export type AuthSocketEvents = {
   message: ClientMessage
   permissions: { readonly permissions: readonly string[], readonly added: readonly string[], readonly removed: readonly string[] }
   close: ClosedEvent
-  /** `token`: getToken failed. `connect`: there is no socket to be had. `refused`: the server has refused something, and the socket stays. */
-  error: { readonly stage: 'token' | 'connect' | 'refused', readonly error: unknown }
+  /** The user is no longer logged in: by {@link AuthSocket.logout} here or in another tab, or by the server (4006). The close follows. */
+  logout: { readonly by: 'self' | 'tab' | 'server' }
+  /** true: there is no socket, and the rooms are polled. false: that is over. */
+  degraded: boolean
+  /** Messages of the room are lost: more than its history holds. Load anew what they have changed. */
+  gap: { readonly room: string }
+  /**
+   * `token`: getToken failed. `connect`: there is no socket to be had. `poll`: a poll failed. `refused`: the server has refused
+   * something, and the socket stays; `error` is its frame.
+   */
+  error: { readonly stage: 'token' | 'connect' | 'poll' | 'refused', readonly error: unknown }
 }
 
 export interface AuthSocket {
@@ -64,10 +91,12 @@ export interface AuthSocket {
   /** Into a room, now and after each reconnect. */
   join (room: string): void
   leave (room: string): void
-  /** As {@link send}. @param id tells a handler that it has seen it before. @default a random one */
+  /** As {@link send}. @param id tells the server, and who hears it, that they have seen it before. @default a random one */
   publish (room: string, payload: unknown, id?: string | number): boolean
-  /** Connects at once, if it waits, is idle or was closed by the server. Not after {@link close}. */
+  /** Connects at once, if it waits, is idle, was closed by the server or logged out. Not after {@link close}. */
   connect (): void
+  /** Closes it, and its siblings in other tabs, and forgets the token. The server is told by whoever logs out there. */
+  logout (): void
   /** For good. */
   close (): void
   /** @returns what takes the listener off again */

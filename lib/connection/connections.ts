@@ -14,7 +14,7 @@ import type { RequirementCheck } from '../policy/requirements.js'
 import { setContext, type Socket } from '../request.js'
 import { closeConnection, closeSocket, EVICTED } from './closing.js'
 import { GuardedConnection } from './connection.js'
-import { mayUnderstand, secondsUntil, sendFrame } from './control.js'
+import { mayUnderstand, sendFrame, statusFrame } from './control.js'
 import { someTimeIn } from './drain.js'
 import { flush, holdEarly, release } from './gate.js'
 import type { Hub, RouteSettings } from './hub.js'
@@ -97,15 +97,7 @@ export function accept (socket: Socket, net: Duplex, request: FastifyRequest, ro
     schedule(connection)
     connection.framesIn = held.length + 1
     if (!isLive(connection)) return
-    if (mayUnderstand(socket)) {
-      sendFrame(socket, {
-        type: 'auth_success',
-        user: { id: authenticated.userId },
-        authType: authenticated.authType,
-        connectionId: connection.id,
-        expiresIn: secondsUntil(authenticated.expiresAt)
-      })
-    }
+    if (mayUnderstand(socket)) sendFrame(socket, statusFrame(authenticated, connection.id))
     // Nobody has been given the time to listen yet.
     connection.isJudging = true
     holdEarly(connection, held)

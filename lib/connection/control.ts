@@ -1,19 +1,20 @@
 /** Which frames are ours, told by their first bytes: nothing else of an application's frame is read. */
-import { SUBPROTOCOL, type ServerFrame } from '../protocol.js'
+import type { AuthContext } from '../../types/context.js'
+import { SUBPROTOCOL, type AuthSuccessFrame, type ServerFrame } from '../protocol.js'
 import type { GuardedSocket, RawFrame } from './socket.js'
 
 /** The control frames a client may send. */
-export type ControlType = 'auth' | 'auth_update' | 'token_refresh'
+export type ControlType = 'auth' | 'auth_update' | 'token_refresh' | 'auth_status'
 
 const named = <Name extends string>(...names: Name[]) => names.map(name => ({ name, bytes: Buffer.from(`${name}"`) }))
-const CREDENTIALS = named<ControlType>('auth', 'auth_update', 'token_refresh')
+const CONTROL = named<ControlType>('auth', 'auth_update', 'token_refresh', 'auth_status')
 const ROOMS = named('join', 'leave', 'message')
 const KEY = Buffer.from('"type"')
 const [SPACE, TAB, LF, CR, QUOTE, COLON, BRACE] = [0x20, 0x09, 0x0a, 0x0d, 0x22, 0x3a, 0x7b]
 
 /** null: not ours. */
 export function controlType (data: RawFrame): ControlType | null {
-  return typeAmong(CREDENTIALS, data)
+  return typeAmong(CONTROL, data)
 }
 
 /** Whether a client says something of rooms: on a route that lets it, this too is ours. */
@@ -41,6 +42,10 @@ export function mayUnderstand ({ protocol }: { readonly protocol: string }): boo
 
 export function sendFrame (socket: GuardedSocket, frame: ServerFrame): void {
   if (socket.readyState === socket.OPEN) socket.sendControl(JSON.stringify(frame))
+}
+
+export function statusFrame ({ userId, authType, expiresAt }: AuthContext, connectionId: string): AuthSuccessFrame {
+  return { type: 'auth_success', user: { id: userId }, authType, connectionId, expiresIn: secondsUntil(expiresAt) }
 }
 
 /** Seconds that are left, for the wire: a duration means the same on every clock. */

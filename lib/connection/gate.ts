@@ -8,7 +8,7 @@ import { StepUp } from '../policy/step-up.js'
 import { now } from './clock.js'
 import { closeConnection, finish, RETRY_AFTER } from './closing.js'
 import type { GuardedConnection, HeldFrame } from './connection.js'
-import { controlType, isRoomFrame } from './control.js'
+import { controlType, isRoomFrame, statusFrame } from './control.js'
 import { isOver } from './lifecycle.js'
 import { byteLengthOf, ReusableMessage } from './message.js'
 import { isLimited, isTooMuch } from './rate.js'
@@ -38,8 +38,15 @@ function isOurs (connection: GuardedConnection, data: RawFrame): boolean {
   const type = controlType(data)
   // Only a socket that was opened for it may say `auth`; elsewhere that is a word of the application's.
   if (type === null || (type === 'auth' && connection.route.firstMessage === 0)) return false
-  if (Buffer.isBuffer(data)) reauthenticate(connection, data)
+  if (type === 'auth_status') tellStatus(connection)
+  else if (Buffer.isBuffer(data)) reauthenticate(connection, data)
   return true
+}
+
+/** As whom it is open, and for how long: whoever asks speaks the protocol. */
+function tellStatus (connection: GuardedConnection): void {
+  connection.speaks = true
+  connection.say(statusFrame(connection.context, connection.id))
 }
 
 /** Frames about rooms keep their place among the others, and need nobody of the application to hear them. */

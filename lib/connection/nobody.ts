@@ -6,6 +6,7 @@ import { MessageRate, type RouteRates } from '../policy/rates.js'
 import { networkOf } from '../request.js'
 import { now } from './clock.js'
 import { closeSocket, EVICTED, RETRY_AFTER } from './closing.js'
+import { controlType, mayUnderstand, sendFrame } from './control.js'
 import type { Hub, RouteSettings } from './hub.js'
 import { byteLengthOf } from './message.js'
 import { isRefused } from './rate.js'
@@ -23,13 +24,16 @@ export class NobodysSocket implements SocketOwner {
   readonly #rate: MessageRate | null
   /** Nobody has no right to what somebody has to be asked for. */
   readonly #mayTalk: boolean
+  /** A client of ours wants to know as whom it is open. */
+  readonly #isAsked: boolean
   #isOpen = true
 
-  constructor (socket: GuardedSocket, request: FastifyRequest, { hub, rate, decide }: RouteSettings, place: Place | null) {
+  constructor (socket: GuardedSocket, request: FastifyRequest, { hub, rate, decide, control }: RouteSettings, place: Place | null) {
     this.#socket = socket
     this.#request = request
     this.#hub = hub
     this.#mayTalk = decide === undefined
+    this.#isAsked = control !== false && mayUnderstand(socket)
     this.#rate = rate === undefined ? null : rateOf(hub, request, rate)
     if (place !== null) {
       place.onEvicted = () => {
@@ -43,6 +47,10 @@ export class NobodysSocket implements SocketOwner {
 
   receive (data: RawFrame, isBinary: boolean): void {
     if (!this.#isOpen || this.#isTooMuch(data)) return
+    if (!isBinary && this.#isAsked && controlType(data) === 'auth_status') {
+      sendFrame(this.#socket, { type: 'error', code: 'not_authenticated', message: 'This socket is nobody\'s', action: 'none' })
+      return
+    }
     if (this.#mayTalk) this.#socket.deliver(data, isBinary)
     else this.#hub.audit.tally.messagesRefused++
   }
