@@ -13,7 +13,7 @@ interface ErrorRow {
 }
 
 const ROWS = {
-  FST_HYBRID_AUTH_MALFORMED_REQUEST: { status: 400, close: 'ProtocolError', challenge: 'invalid_request', message: 'The request carries its credentials in a way that is not allowed' },
+  FST_HYBRID_AUTH_MALFORMED_REQUEST: { status: 400, close: 'ProtocolError', challenge: 'invalid_request', message: 'The request is malformed, or carries its credentials in a way that is not allowed' },
   FST_HYBRID_AUTH_MISSING_CREDENTIALS: { status: 401, close: 'AuthenticationFailed', message: 'Authentication is required' },
   FST_HYBRID_AUTH_INVALID_TOKEN: { status: 401, close: 'AuthenticationFailed', challenge: 'invalid_token', message: 'The access token is not valid' },
   FST_HYBRID_AUTH_EXPIRED_TOKEN: { status: 401, close: 'AuthenticationExpired', challenge: 'invalid_token', message: 'The access token has expired' },

@@ -5,7 +5,8 @@ import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import type { BackchannelLogoutOptions } from '../types/logout.js'
 import type { HybridAuthOptions } from '../types/options.js'
 import { ClusterNode } from './cluster/node.js'
-import { createClaims, logOutAtProvider } from './cluster/provider-logout.js'
+import { createClaims } from './cluster/claims.js'
+import { logOutAtProvider } from './cluster/provider-logout.js'
 import { createClusterApi } from './cluster/orders.js'
 import { MAX_COUNTED, memoryCluster } from './cluster/memory.js'
 import { Revocations } from './cluster/revocations.js'
@@ -49,7 +50,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   })
   const rates = { users: new BucketTable(MAX_COUNTED, now), cluster: node.cluster }
   const hub = createHub(options, {
-    verifiers: chain, audit, report, revocations, limits: node.limits, rates, sources, ...createRooms(options, node.cluster, audit, report)
+    verifiers: chain, audit, report, revocations, limits: node.limits, rates, sources, ...createRooms(options, node, audit, report)
   })
   node.attach(hub)
   const createGuard = createGuards(options, { chain, hub, audit, report })
@@ -68,6 +69,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
     ...createConnectionApi(hub),
     ...createClusterApi(node, { store: node.cluster, realms: chain.realms, tokenOf: chain.tokenOf, timeout: options.handshakeTimeout }, sources !== null),
     rooms: createRoomApi(hub, room => node.order({ type: 'presence', room })),
+    isRepeat: hub.repeats.isRepeat,
     events: audit.events,
     metrics: registry => { registerMetrics(registry, { tally: audit.tally, tracer: chain.tracer, hub, node }) },
     contextOf,

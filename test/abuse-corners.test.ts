@@ -40,7 +40,7 @@ const typesOf = ({ events }: Cornered) => events.map(({ type }) => type)
 t.test('a ticket that was over for long enough is not remembered any more', async t => {
   const clock = setClock(t)
   clock.freeze()
-  const cluster = memoryCluster().join({ id: '', async receive () { return { matched: 0, closed: 0 } }, revocations: () => [], hasRevocation: () => false, heard () {}, leases: () => [], lost () {}, recovered () {}, ignored () {} })
+  const cluster = memoryCluster().join({ id: '', async receive () { return { matched: 0, closed: 0 } }, revocations: () => [], hasRevocation: () => false, heard () {}, told () {}, resumed () {}, leases: () => [], lost () {}, recovered () {}, ignored () {} })
   await cluster.putTicket('one', 'value', 1000)
   clock.move(1000)
   t.equal(await cluster.takeTicket('one'), OVER)

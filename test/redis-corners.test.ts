@@ -42,6 +42,8 @@ function join (client: RedisClient, id: string, settings = CALM): Bare {
     revocations: () => [],
     hasRevocation: () => false,
     heard () {},
+    told () {},
+    resumed () {},
     leases: () => [],
     lost () { events.push('lost') },
     recovered (recovery) { events.push(recovery) },

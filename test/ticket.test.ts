@@ -1006,6 +1006,8 @@ const nobody: ClusterMember = Object.assign({
   revocations: () => [],
   hasRevocation: () => false,
   heard () {},
+  told () {},
+  resumed () {},
   lost () {},
   recovered () {},
   ignored () {}

@@ -79,8 +79,10 @@ export type AuditEvent =
   | (ConnectionAudit & { readonly type: 'room_joined', readonly room: string })
   /** Not told of rooms that a connection leaves by being closed. */
   | (ConnectionAudit & { readonly type: 'room_left', readonly room: string, readonly reason: 'left' | 'removed' | 'forbidden' })
-  | (ConnectionAudit & {
+  /** `connectionId` is null for a poll. */
+  | (WhoAudit & {
     readonly type: 'room_refused'
+    readonly connectionId: string | null
     readonly room: string
     readonly action: 'join' | 'publish'
     readonly reason: 'forbidden' | 'insufficient_user_authentication' | 'bad_room' | 'too_many_rooms' | 'not_joined' | 'too_large'

@@ -19,6 +19,11 @@ export interface PermissionScope {
   tenantId?: string | null
 }
 
+export interface RepeatOptions {
+  /** How long an id is remembered, in milliseconds, 1 to 86 400 000. @default 60000 */
+  window?: number | undefined
+}
+
 /** `app.hybridAuth`. */
 export interface HybridAuth {
   /**
@@ -64,6 +69,13 @@ export interface HybridAuth {
    * @throws FST_HYBRID_AUTH_NOT_AUTHENTICATED, FST_HYBRID_AUTH_INVALID_OPTION; FST_HYBRID_AUTH_UNAVAILABLE where it cannot be kept
    */
   issueTicket (request: FastifyRequest, options?: TicketOptions): Promise<string>
+  /**
+   * For handlers of messages that may come twice: false for the first use of `id` by this user (`issuer`, `userId`, `tenantId`) within
+   * `window`, on any node, true for each later one. An id is a text of 1 to 128 characters, or a number.
+   * @throws FST_HYBRID_AUTH_MALFORMED_REQUEST on what is no id; FST_HYBRID_AUTH_UNAVAILABLE where it is not known what other nodes have
+   * seen; FST_HYBRID_AUTH_INVALID_OPTION
+   */
+  isRepeat (auth: AuthContext, id: string | number, options?: RepeatOptions): Promise<boolean>
   /** How this node stands to the others. */
   status (): ClusterStatus
   /**

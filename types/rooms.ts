@@ -1,3 +1,5 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { PollAnswer } from '../lib/protocol.js'
 import type { Connection } from './connection.js'
 import type { AuthContext } from './context.js'
 import type { Rule } from './rules.js'
@@ -12,7 +14,21 @@ export type RoomAuthorize = (auth: AuthContext, room: string, action: RoomAction
 export type RoomAccess = boolean | Rule
 
 /** Who may have what of the rooms of a pattern: the same for both actions, or each by itself. What is not named is allowed to nobody. */
-export type RoomPatternRule = RoomAccess | { join?: RoomAccess | undefined, publish?: RoomAccess | undefined }
+export type RoomPatternRule = RoomAccess | {
+  join?: RoomAccess | undefined
+  publish?: RoomAccess | undefined
+  /**
+   * How many of the last messages are kept, 1 to 10 000, and how long, in milliseconds: for who comes back with a cursor, and for who
+   * polls. All nodes give them one order. Whoever may join may read them, those from before he might as well.
+   * @default nothing is kept; `maxAge` is 300000, at most 86400000
+   */
+  history?: number | { messages: number, maxAge?: number | undefined } | undefined
+  /**
+   * A client's message with an `id` that its user has used in the room within so many milliseconds is dropped, 1 to 86 400 000.
+   * @default it is published again
+   */
+  repeats?: number | undefined
+}
 
 export interface RoomOptions {
   /** Asked about rooms that have the form of no pattern. @default refuses them */
@@ -37,7 +53,10 @@ export interface RoomOptions {
 export interface PublishResult {
   /** Members of this process that it was sent to. */
   readonly delivered: number
-  /** The other nodes were told. false: they could not be, and their members may have missed it. Always true in one process. */
+  /**
+   * The other nodes were told. false: they could not be, and their members may have missed it; in a room with history nobody is known to
+   * have it. Always true in one process.
+   */
   readonly published: boolean
 }
 
@@ -57,7 +76,8 @@ export interface Rooms {
   /** false: it was not in there. @throws as {@link join} */
   leave (connection: Connection, room: string): boolean
   /**
-   * Sends `{"type":"message","room","payload"}` to every member on every node, in the order of the calls, but for one connection.
+   * Sends `{"type":"message","room","payload"}` to every member on every node, in the order of the calls, but for one connection. In a
+   * room with history with a `cursor`, and to all in one order; the connection that is left out may read it there.
    * @throws FST_HYBRID_AUTH_INVALID_OPTION on a bad name or too large a payload; TypeError on what JSON cannot hold
    */
   publish (room: string, payload: unknown, options?: { except?: Connection | undefined }): Promise<PublishResult>
@@ -67,4 +87,13 @@ export interface Rooms {
   count (room: string): number
   /** On all nodes, which are asked. @throws FST_HYBRID_AUTH_INVALID_OPTION; FST_HYBRID_AUTH_UNAVAILABLE where the cluster is away */
   presence (room: string): Promise<Presence>
+  /**
+   * Answers a route that is polled in place of a socket: `app.post('/poll', { auth: true }, request => app.hybridAuth.rooms.poll(request))`.
+   * The body is `{ rooms: { [room]: cursor | null } }`, with at most `maxPerConnection` names; null: what is said from now on. Each room's
+   * `join` is asked each time. At most `maxBuffered` bytes of messages are answered, and the rest to the next poll.
+   * @param reply gets `cache-control: no-store`
+   * @throws FST_HYBRID_AUTH_NOT_AUTHENTICATED; FST_HYBRID_AUTH_MALFORMED_REQUEST on another body; FST_HYBRID_AUTH_UNAVAILABLE where the
+   * histories cannot be read
+   */
+  poll (request: FastifyRequest, reply?: FastifyReply): Promise<PollAnswer>
 }

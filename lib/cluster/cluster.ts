@@ -4,6 +4,7 @@ import type { SharedMemory } from '../policy/asked.js'
 import type { Debit } from '../policy/bucket.js'
 import type { Strike, Window } from '../policy/strikes.js'
 import type { Command } from './command.js'
+import type { Entry, Position, Recalled, Retention, Said, Wanted } from './history.js'
 import type { Revocation } from './revocations.js'
 
 /** What a command met: connections that it concerns, and those of them that it closed. */
@@ -45,6 +46,10 @@ export interface ClusterMember {
   revocations (): Iterable<Revocation>
   /** Another node has published. @param payload as JSON */
   heard (room: string, payload: string): void
+  /** Something was said in a room with history, here or on another node. It may be told twice, or not at all. */
+  told (room: string, epoch: string, entry: Entry): void
+  /** Something may have been said that was not told. */
+  resumed (): void
   hasRevocation (id: string): boolean
   leases (): Iterable<Lease>
   /** @param cause what Redis, or the way to it, said */
@@ -98,8 +103,15 @@ export interface Cluster {
    * @returns false: they cannot be reached
    */
   broadcast (room: string, payload: string): Maybe<boolean>
-  /** Takes from every bucket or from none. @returns 0, or how long to wait, in milliseconds; Infinity: for ever */
-  spend (debits: readonly Debit[]): Maybe<number>
+  /** Puts it at the end of the room's history, and tells the nodes that have subscribed, this one included. Never rejects. @returns false: it is not known to be there */
+  append (room: string, said: Said, retention: Retention): Maybe<boolean>
+  /** What follows a position; null: where the room is now. Never rejects. @returns null: it cannot be asked for */
+  recall (room: string, after: Position | null, wanted: Wanted): Maybe<Recalled | null>
+  /**
+   * Takes from every bucket or from none. @returns 0, or how long to wait, in milliseconds; Infinity: for ever
+   * @param isExact what the others have taken counts: @throws, or rejects with, FST_HYBRID_AUTH_UNAVAILABLE where that is not known
+   */
+  spend (debits: readonly Debit[], isExact?: boolean): Maybe<number>
   /** Counts a failure under each of the names. */
   strike (names: readonly string[], window: Window): Maybe<Strike>
   /** Keeps a value to be taken once. @throws, or rejects, where that cannot be promised */

@@ -58,7 +58,9 @@ const command = v.variant('type', [
 const ticket = v.strictObject({ key: name, value: v.string(), until: time })
 const remembered = v.strictObject({ user: name, key: name, value: v.string(), until: time })
 const answer = v.strictObject({ from: name, to: name, matched: time, closed: time })
-const roomMessage = v.strictObject({ from: name, room: name, number: time, at: time, payload: v.string() })
+const message = { from: name, room: name, number: time, at: time, payload: v.string() }
+const roomMessage = v.strictObject(message)
+const keptMessage = v.strictObject({ ...message, id: v.exactOptional(v.union([v.pipe(v.string(), v.maxLength(128)), v.number()])) })
 
 /** Read by every node. `at` is in milliseconds since the epoch, by the clock of the node that sent it. */
 export type Command = v.InferOutput<typeof command>
@@ -68,6 +70,9 @@ export type Answer = v.InferOutput<typeof answer>
 /** What was published in a room, as JSON, by which node, and which of its messages it is. */
 export type RoomMessage = v.InferOutput<typeof roomMessage>
 
+/** One that is kept, with the `id` that its client has given it. */
+export type KeptRoomMessage = v.InferOutput<typeof keptMessage>
+
 /** A ticket under its key, until a time in milliseconds since the epoch. */
 export type Ticket = v.InferOutput<typeof ticket>
 
@@ -75,7 +80,7 @@ export type Ticket = v.InferOutput<typeof ticket>
 export type Remembered = v.InferOutput<typeof remembered>
 
 /** Where a text is kept: one signed for one place means nothing in another. */
-export type Place = 'control' | 'answer' | 'ticket' | 'room' | 'memory'
+export type Place = 'control' | 'answer' | 'ticket' | 'room' | 'history' | 'memory'
 
 export type Codec = ReturnType<typeof createCodec>
 
@@ -116,12 +121,13 @@ export function createCodec (secrets: ReadonlyArray<string | Buffer>) {
     openRemembered: (sealed: string): Remembered | null => parse(remembered, open('memory', sealed)),
     openCommand: (sealed: string): Command | null => parse(command, open('control', sealed)),
     openRoom: (sealed: string): RoomMessage | null => parse(roomMessage, open('room', sealed)),
+    openKept: (sealed: string): KeptRoomMessage | null => parse(keptMessage, open('history', sealed)),
     openAnswer: (sealed: string): Answer | null => parse(answer, open('answer', sealed))
   }
 }
 
 function maxLengthOf (place: Place): number {
-  return place === 'room' ? MAX_ROOM_LENGTH : MAX_LENGTH
+  return place === 'room' || place === 'history' ? MAX_ROOM_LENGTH : MAX_LENGTH
 }
 
 function sign (secret: string | Buffer, place: Place, text: string): string {

@@ -5,6 +5,7 @@ import { StrikeTable } from '../policy/strikes.js'
 import { OVER, REMEMBERED, type Cluster, type ClusterDriver, type ClusterMember, type Delivery } from './cluster.js'
 import type { Command } from './command.js'
 import { LeaseTable } from './leases.js'
+import { MemoryHistories } from './memory-history.js'
 
 const MAX_TICKETS = 100_000
 /** Users and addresses that are counted at once. */
@@ -16,6 +17,7 @@ export function memoryCluster (): ClusterDriver {
   const leases = new LeaseTable()
   const buckets = new BucketTable(MAX_COUNTED, Date.now)
   const strikes = new StrikeTable(MAX_COUNTED)
+  const histories = new MemoryHistories()
   const tickets = new Map<string, { readonly value: string | typeof OVER, readonly until: number }>()
 
   const channels = new Map<string, Set<ClusterMember>>()
@@ -35,6 +37,7 @@ export function memoryCluster (): ClusterDriver {
         if (members.size === 0) {
           buckets.stop()
           strikes.stop()
+          histories.stop()
         }
         for (const lease of member.leases()) leases.release(lease)
         for (const room of channels.keys()) unsubscribe(room, member)
@@ -46,6 +49,12 @@ export function memoryCluster (): ClusterDriver {
         for (const other of channels.get(room) ?? []) if (other !== member) other.heard(room, payload)
         return true
       },
+      append (room, said, retention) {
+        const { epoch, entry } = histories.append(room, member.id, said, retention)
+        for (const other of channels.get(room) ?? []) other.told(room, epoch, entry)
+        return true
+      },
+      recall: (room, after, wanted) => histories.recall(room, after, wanted),
       acquire: (lease, limits, evicts) => leases.acquire(lease, limits, evicts),
       release: lease => { leases.release(lease) },
       spend: debits => buckets.spend(debits),

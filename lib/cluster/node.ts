@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto'
 import type { ClusterStatus, CommandResult, RevokeOptions, RevokeTarget } from '../../types/cluster.js'
 import type { Hub } from '../connection/hub.js'
 import { authError } from '../errors.js'
+import { unawaited } from '../maybe.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
 import type { Failures } from '../policy/failures.js'
@@ -10,6 +11,7 @@ import type { ConnectionLimits } from '../policy/limits.js'
 import { ANYBODY, type Cluster, type ClusterDriver, type ClusterMember, type Lease, type Outcome, type Recovery } from './cluster.js'
 import { carryOut, NOTHING } from './carry-out.js'
 import type { Command } from './command.js'
+import type { Entry } from './history.js'
 import { createCounters } from './counters.js'
 import { ClusterLoss } from './loss.js'
 import type { Revocation, Revocations } from './revocations.js'
@@ -145,6 +147,14 @@ export class ClusterNode implements ClusterMember {
 
   heard (room: string, payload: string): void {
     this.#hub?.publisher.receive(room, payload)
+  }
+
+  told (room: string, epoch: string, entry: Entry): void {
+    this.#hub?.publisher.told(room, epoch, entry)
+  }
+
+  resumed (): void {
+    unawaited(this.#hub?.rooms.resume())
   }
 
   hasRevocation (id: string): boolean {

@@ -1,7 +1,6 @@
 /** What a logout at an OpenID provider revokes. */
 import { randomBytes } from 'node:crypto'
 import { authError } from '../errors.js'
-import type { Cluster } from './cluster.js'
 import type { ClusterNode } from './node.js'
 import type { Revocation, RevocationKind } from './revocations.js'
 
@@ -37,14 +36,4 @@ export async function logOutAtProvider (node: ClusterNode, { issuer, sid, sub, i
     // It is done here, and waits for the other nodes. Were this one to end before, they would never know, unless the provider says it again.
     if (!result.durable) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
   }))
-}
-
-/** Names that only one node may have: each a bucket with room for one. */
-export function createClaims (cluster: Pick<Cluster, 'spend'>) {
-  const take = async (name: string, seconds: number, cost: number): Promise<boolean> =>
-    await cluster.spend([{ key: `claim:${name}`, rate: { capacity: 1, refillPerSecond: 1 / seconds }, cost }]) === 0
-  return {
-    claim: (name: string, seconds: number) => take(name, seconds, 1),
-    async release (name: string, seconds: number): Promise<void> { await take(name, seconds, -1) }
-  }
 }

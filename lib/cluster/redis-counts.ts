@@ -1,4 +1,5 @@
 /** What nodes count together. Without Redis a node counts what is its own. */
+import { authError } from '../errors.js'
 import { BucketTable, type Debit } from '../policy/bucket.js'
 import { EPISODE, StrikeTable, type Strike, type Window } from '../policy/strikes.js'
 import { MAX_COUNTED } from './memory.js'
@@ -23,9 +24,11 @@ export class RedisCounts {
     this.#run = run
   }
 
-  async spend (debits: readonly Debit[]): Promise<number> {
+  /** @throws FST_HYBRID_AUTH_UNAVAILABLE where it has to be exact, and Redis does not say */
+  async spend (debits: readonly Debit[], isExact = false): Promise<number> {
     const args = debits.flatMap(({ cost, rate: { capacity, refillPerSecond } }) => [String(cost), String(capacity), String(refillPerSecond)])
     const reply = await this.#run(SPEND, debits.map(({ key }) => this.#keys.bucket(key)), args)
+    if (typeof reply !== 'number' && isExact) throw authError('FST_HYBRID_AUTH_UNAVAILABLE')
     if (typeof reply !== 'number') return this.#buckets.spend(debits)
     return reply < 0 ? Infinity : reply
   }

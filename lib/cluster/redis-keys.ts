@@ -24,6 +24,10 @@ export function createKeys (prefix: string) {
     suspect: (name: string) => `${base}suspect:${name}`,
     /** The channel of a room. */
     room: (room: string) => `${base}room:${room}`,
+    /** List: the last messages of a room, each behind the time when it came. */
+    history: (room: string) => `${base}history:${room}`,
+    /** Hash: `epoch`, and `n`, the number of the last message. */
+    head: (room: string) => `${base}head:${room}`,
     /** Hash: what is remembered of a user, and `version`, a text that is new when it was forgotten. */
     user: (name: string) => `${base}user:${name}`,
     /** Is there until a ticket is not remembered any more. */

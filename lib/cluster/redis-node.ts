@@ -5,9 +5,11 @@ import type { Debit } from '../policy/bucket.js'
 import type { Strike, Window } from '../policy/strikes.js'
 import { OVER, REMEMBERED, type Cluster, type ClusterMember, type Delivery, type Lease, type OnClusterLoss } from './cluster.js'
 import type { Codec, Command } from './command.js'
+import type { Position, Recalled, Retention, Said, Wanted } from './history.js'
 import { LeaseTable } from './leases.js'
 import { ask, run, textOf, textsOf, type RedisClient, type Script } from './redis-client.js'
 import { RedisCounts } from './redis-counts.js'
+import { RedisHistory } from './redis-history.js'
 import { createKeys } from './redis-keys.js'
 import { RedisMemory } from './redis-memory.js'
 import { RedisReader } from './redis-reader.js'
@@ -47,6 +49,7 @@ export class RedisNode implements Cluster {
   readonly #leases = new LeaseTable()
   readonly #counts: RedisCounts
   readonly #rooms: RedisRooms
+  readonly #history: RedisHistory
   /** Leases that Redis may have given, and has not said so. */
   readonly #asking = new Set<string>()
   readonly #queue: Array<{ readonly command: Command, readonly sealed: string }> = []
@@ -61,7 +64,9 @@ export class RedisNode implements Cluster {
     const runIfConnected = async (script: Script, keys: string[], args: string[]): Promise<unknown> =>
       this.isConnected ? run(client, script, keys, args, settings.timeout).catch(() => undefined) : undefined
     this.#counts = new RedisCounts(this.#keys, member.id, runIfConnected)
-    this.#rooms = new RedisRooms({ client, codec, settings, member, keys: this.#keys, isConnected: () => this.isConnected })
+    const parts = { client, codec, settings, member, keys: this.#keys, isConnected: () => this.isConnected }
+    this.#rooms = new RedisRooms(parts)
+    this.#history = new RedisHistory(parts)
     this.memory = new RedisMemory(this.#keys, codec, runIfConnected)
     this.#reader = new RedisReader({
       client, codec, settings, member, keys: this.#keys, answers: this.#answers, append: command => this.#append(command, codec.seal('control', command)), catchUp: () => this.#catchUp()
@@ -146,8 +151,8 @@ export class RedisNode implements Cluster {
     return run(this.#client, script, [this.#keys.ticket(key), this.#keys.over(key)], args, this.#settings.timeout)
   }
 
-  spend (debits: readonly Debit[]): Promise<number> {
-    return this.#counts.spend(debits)
+  spend (debits: readonly Debit[], isExact?: boolean): Promise<number> {
+    return this.#counts.spend(debits, isExact)
   }
 
   subscribe (room: string): Promise<void> {
@@ -160,6 +165,14 @@ export class RedisNode implements Cluster {
 
   broadcast (room: string, payload: string): Promise<boolean> {
     return this.#rooms.broadcast(room, payload)
+  }
+
+  append (room: string, said: Said, retention: Retention): Promise<boolean> {
+    return this.#history.append(room, said, retention)
+  }
+
+  recall (room: string, after: Position | null, wanted: Wanted): Promise<Recalled | null> {
+    return this.#history.recall(room, after, wanted)
   }
 
   strike (names: readonly string[], window: Window): Promise<Strike> {

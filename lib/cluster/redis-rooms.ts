@@ -1,15 +1,18 @@
 /**
  * Rooms through Redis pub/sub: one connection that listens to the rooms that have members here, made for the first of them.
- * What is published while it is away is not heard: a message is worth something now, and the log is kept for orders.
+ * What is published while it is away is not heard: a message is worth something now, and the log is kept for orders. Of a room with
+ * history it is read there.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import type { ClusterMember } from './cluster.js'
 import { settledWithin } from '../deadline.js'
-import type { Codec, RoomMessage } from './command.js'
+import type { Codec } from './command.js'
 import { ask, bounded, connectAnother, send, type RedisClient } from './redis-client.js'
+import { isJson, readTold } from './redis-history.js'
 import type { Keys } from './redis-keys.js'
 import type { RedisSettings } from './redis-node.js'
 import { SKEW } from './redis-state.js'
+import { Senders } from './senders.js'
 
 export interface RoomsParts {
   readonly client: RedisClient
@@ -25,15 +28,11 @@ export interface RoomsParts {
 const PAUSE = 100
 /** As many rooms in one command as do not keep Redis from others. */
 const PART = 500
-/** Nodes whose last message is remembered. */
-const MAX_SENDERS = 1000
-
 export class RedisRooms {
   readonly #parts: RoomsParts
   readonly #stopping = new AbortController()
   readonly #rooms = new Set<string>()
-  /** The number of the last message of each node. */
-  readonly #heard = new Map<string, number>()
+  readonly #senders = new Senders()
   #published = 0
   #loop: Promise<void> | null = null
   #session = new Session()
@@ -109,6 +108,7 @@ export class RedisRooms {
       await this.#hear(listener, rooms.slice(from, from + PART).filter(room => this.#rooms.has(room)))
     }
     session.begin()
+    this.#parts.member.resumed()
     while (!signal.aborted) {
       await delay(settings.nodeTimeout / 4, undefined, { signal })
       await send(listener, ['PING'], settings.timeout)
@@ -122,21 +122,15 @@ export class RedisRooms {
 
   readonly #receive = (sealed: string, channel: string): void => {
     const { codec, keys, member } = this.#parts
-    const message = codec.openRoom(sealed)
-    if (message === null || keys.room(message.room) !== channel || Math.abs(Date.now() - message.at) > SKEW || !this.#isNew(message) || !isJson(message.payload)) member.ignored()
-    else if (message.from !== member.id) member.heard(message.room, message.payload)
-  }
-
-  /** Whoever can write to Redis could say again what was said. */
-  #isNew ({ from, number }: RoomMessage): boolean {
-    if (number <= (this.#heard.get(from) ?? 0)) return false
-    this.#heard.delete(from)
-    this.#heard.set(from, number)
-    for (const [oldest] of this.#heard) {
-      if (this.#heard.size <= MAX_SENDERS) break
-      this.#heard.delete(oldest)
+    const told = readTold(codec, sealed)
+    if (told !== null) {
+      if (keys.room(told.room) === channel) member.told(told.room, told.epoch, told.entry)
+      else member.ignored()
+      return
     }
-    return true
+    const message = codec.openRoom(sealed)
+    if (message === null || keys.room(message.room) !== channel || Math.abs(Date.now() - message.at) > SKEW || !this.#senders.isNew(message) || !isJson(message.payload)) member.ignored()
+    else if (message.from !== member.id) member.heard(message.room, message.payload)
   }
 }
 
@@ -150,14 +144,5 @@ class Session {
 
   begin (): void {
     this.#begun.abort()
-  }
-}
-
-function isJson (text: string): boolean {
-  try {
-    JSON.parse(text)
-    return true
-  } catch {
-    return false
   }
 }

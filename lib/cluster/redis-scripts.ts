@@ -225,3 +225,53 @@ export const FORGET_USER = script(`
 export const RECALL_USER = script(`
   if redis.call('HSETNX', KEYS[1], 'version', ARGV[2]) == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
   return redis.call('HMGET', KEYS[1], 'version', ARGV[1])`)
+
+/**
+ * Says something in a room with history, in the order in which those hear it who listen.
+ * KEYS the messages, the head, the channel · ARGV message, how many are kept, ms that they are, an epoch for where there is none, ms that the head is kept
+ */
+export const APPEND = script(`${NOW}
+redis.call('HSETNX', KEYS[2], 'epoch', ARGV[4])
+redis.call('RPUSH', KEYS[1], int(now) .. ' ' .. ARGV[1])
+local n = redis.call('HINCRBY', KEYS[2], 'n', 1)
+redis.call('LTRIM', KEYS[1], -ARGV[2], -1)
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[5])
+return redis.call('PUBLISH', KEYS[3], redis.call('HGET', KEYS[2], 'epoch') .. '.' .. int(n) .. ' ' .. ARGV[1])`)
+
+/**
+ * What follows a number: the list ends with the head, without a hole.
+ * KEYS the messages, the head
+ * ARGV an epoch or '' for where the room is now, a number, bytes, ms that messages count, a new epoch, ms that the head is kept, 1 if nodes have had that number
+ * → epoch, head, the number before the first message, messages
+ */
+export const RECALL = script(`${NOW}
+redis.call('HSETNX', KEYS[2], 'epoch', ARGV[5])
+redis.call('PEXPIRE', KEYS[2], ARGV[6])
+local epoch, head = redis.call('HGET', KEYS[2], 'epoch'), tonumber(redis.call('HGET', KEYS[2], 'n') or 0)
+local after = epoch == ARGV[1] and tonumber(ARGV[2]) or 0
+if after > head and ARGV[7] == '1' then
+  -- Redis has gone back: these numbers are given a second time.
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[2], 'epoch', ARGV[5], 'n', 0)
+  epoch, head, after = ARGV[5], 0, 0
+end
+if ARGV[1] == '' or after > head then return { epoch, int(head), int(head), {} } end
+local length = redis.call('LLEN', KEYS[1])
+local from, bytes, found, isFull = math.max(after, head - length), 0, {}, false
+local at, since = length - (head - from), now - ARGV[4]
+while at < length and not isFull do
+  for _, kept in ipairs(redis.call('LRANGE', KEYS[1], at, at + 99)) do
+    local space = string.find(kept, ' ', 1, true) or 0
+    local isOld = (tonumber(string.sub(kept, 1, space - 1)) or 0) < since
+    if isOld and #found == 0 then
+      from = from + 1
+    else
+      bytes = bytes + #kept
+      isFull = isFull or (bytes > tonumber(ARGV[3]) and #found > 0)
+      if not isFull then found[#found + 1] = string.sub(kept, space + 1) end
+    end
+  end
+  at = at + 100
+end
+return { epoch, int(head), int(from), found }`)

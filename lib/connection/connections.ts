@@ -28,7 +28,7 @@ import { isGuarded, ownerOf, setOwner, type GuardedSocket } from './socket.js'
 import { WaitingSockets } from './waiting.js'
 import { CredentialWatch } from './watch.js'
 
-export type HubParts = Pick<Hub, 'verifiers' | 'audit' | 'report' | 'revocations' | 'limits' | 'rates' | 'sources' | 'rooms' | 'publisher'>
+export type HubParts = Pick<Hub, 'verifiers' | 'audit' | 'report' | 'revocations' | 'limits' | 'rates' | 'sources' | 'rooms' | 'publisher' | 'poll' | 'repeats' | 'termsOf'>
 
 export function createHub (options: ParsedOptions, parts: HubParts): Hub {
   const { verifiers } = parts

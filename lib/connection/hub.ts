@@ -12,8 +12,11 @@ import type { RateParts, RouteRates } from '../policy/rates.js'
 import type { RequirementCheck } from '../policy/requirements.js'
 import type { Sources } from '../policy/sources.js'
 import type { CloseAction, CloseName } from '../protocol.js'
+import type { Poll } from '../rooms/poll.js'
 import type { Publisher } from '../rooms/publisher.js'
+import type { Repeats } from '../rooms/repeats.js'
 import type { Rooms } from '../rooms/rooms.js'
+import type { RoomTerms } from '../rooms/terms.js'
 import type { Watched } from '../verify/watched.js'
 import type { GuardedConnection } from './connection.js'
 import type { ReusableMessage } from './message.js'
@@ -58,6 +61,9 @@ export interface Hub {
   readonly sources: Sources | null
   readonly rooms: Rooms<GuardedConnection>
   readonly publisher: Publisher<GuardedConnection>
+  readonly poll: Poll
+  readonly repeats: Repeats
+  readonly termsOf: (room: string) => RoomTerms
   /** The application is closing: new sockets are refused. */
   isDraining: boolean
   /** The cluster is away for too long: new sockets are refused. */

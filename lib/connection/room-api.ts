@@ -6,37 +6,44 @@ import type { CommandResult } from '../../types/cluster.js'
 import { invalidOption } from '../errors.js'
 import type { Auditor } from '../observe/audit.js'
 import type { ParsedOptions } from '../options.js'
+import { createClaims } from '../cluster/claims.js'
 import type { Cluster } from '../cluster/cluster.js'
-import type { RefusedFor } from '../rooms/member.js'
+import type { ClusterNode } from '../cluster/node.js'
 import { parse } from '../schema.js'
 import { compileRooms } from '../rooms/patterns.js'
+import { createPoll } from '../rooms/poll.js'
 import { Publisher } from '../rooms/publisher.js'
+import { createRepeats } from '../rooms/repeats.js'
 import { Rooms } from '../rooms/rooms.js'
 import { isRoomName, parsePatterns } from '../rooms/settings.js'
-import { Verdicts } from '../rooms/verdicts.js'
+import { Stream, type StreamParts } from '../rooms/stream.js'
+import { compileTerms } from '../rooms/terms.js'
+import { reasonOf, Verdicts } from '../rooms/verdicts.js'
 import { now } from './clock.js'
 import { GuardedConnection } from './connection.js'
 import type { Hub } from './hub.js'
 
-/** Why somebody was refused, for the audit. */
-function reasonOf (code: RefusedFor) {
-  switch (code) {
-    case 'FST_HYBRID_AUTH_FORBIDDEN': return 'forbidden'
-    case 'FST_HYBRID_AUTH_INSUFFICIENT_USER_AUTHENTICATION': return 'insufficient_user_authentication'
-    default: return code
-  }
-}
-
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the pattern */
-export function createRooms ({ rooms: settings, handshakeTimeout }: ParsedOptions, cluster: Cluster, audit: Auditor, report: Hub['report']) {
+export function createRooms ({ rooms: settings, handshakeTimeout }: ParsedOptions, node: Pick<ClusterNode, 'cluster' | 'ignored'>, audit: Auditor, report: Hub['report']) {
+  const { cluster } = node
+  const patterns = parsePatterns(settings.patterns, settings)
+  const termsOf = compileTerms(patterns)
+  const recall: Cluster['recall'] = (room, after, wanted) => cluster.recall(room, after, wanted)
+  const verdicts = new Verdicts({
+    decide: compileRooms(settings.authorize, patterns),
+    timeout: handshakeTimeout,
+    onFault: ({ request }, error) => { report(request, 'rooms', error) }
+  })
+  const onReceived = (delivered: number): void => { audit.tally.roomHeard(delivered) }
+  const streams: StreamParts = { nodeId: audit.nodeId, settings, now, recall, onReceived, onIgnored: () => { node.ignored() } }
   const rooms = new Rooms<GuardedConnection>({
     settings,
-    verdicts: new Verdicts({
-      decide: compileRooms(settings.authorize, parsePatterns(settings.patterns, settings)),
-      timeout: handshakeTimeout,
-      onFault: ({ request }, error) => { report(request, 'rooms', error) }
-    }),
+    verdicts,
     channels: cluster,
+    streamOf (room, members) {
+      const { history } = termsOf(room)
+      return history === null ? null : new Stream(room, members, history, streams)
+    },
     onJoined: (connection, room) => { audit.roomJoined(connection, room) },
     onLeft: (connection, room, reason) => { if (reason !== 'closed') audit.roomLeft(connection, room, reason) },
     onRefused: (connection, room, action, code) => { audit.roomRefused(connection, room, { action, reason: reasonOf(code) }) }
@@ -44,15 +51,20 @@ export function createRooms ({ rooms: settings, handshakeTimeout }: ParsedOption
   const publisher = new Publisher(rooms, {
     settings,
     now,
+    termsOf,
     broadcast: (room, payload) => cluster.broadcast(room, payload),
+    append: (room, said, history) => cluster.append(room, said, history),
     onPublished: (delivered, published) => { audit.tally.roomMessage(delivered, published) },
-    onReceived: delivered => { audit.tally.roomHeard(delivered) }
+    onReceived
   })
-  return { rooms, publisher }
+  const poll = createPoll({
+    settings, verdicts, termsOf, recall, onRefused: (request, context, room, code) => { audit.pollRefused(request, context, room, reasonOf(code)) }
+  })
+  return { rooms, publisher, termsOf, poll, repeats: createRepeats(createClaims(cluster, true)) }
 }
 
 /** `app.hybridAuth.rooms`. @param ask asks all nodes how many members a room has */
-export function createRoomApi ({ rooms, publisher, settings }: Hub, ask: (room: string) => Promise<CommandResult>) {
+export function createRoomApi ({ rooms, publisher, poll, settings }: Hub, ask: (room: string) => Promise<CommandResult>) {
   /** Questions that are out: whoever asks the same meanwhile has the same answer. */
   const asking = new Map<string, Promise<CommandResult>>()
   const membersOf = (room: string): GuardedConnection[] => [...rooms.membersOf(room) ?? []]
@@ -63,6 +75,7 @@ export function createRoomApi ({ rooms, publisher, settings }: Hub, ask: (room: 
       const { except = null } = parse(publishing, options, 'options')
       return publisher.publish(room, payload, except)
     },
+    poll,
     members: (room: string): Connection[] => membersOf(room),
     count: (room: string): number => membersOf(room).length,
     async presence (room: string): Promise<Presence> {

@@ -3,15 +3,15 @@ import { unawaited, whenReady, type Maybe } from '../maybe.js'
 import { StepUp } from '../policy/step-up.js'
 import { parseRoomFrame, type ClientRoomFrame, type ClientRoomMessageFrame, type ErrorFrame } from '../protocol.js'
 import type { RoomRefusal } from '../rooms/member.js'
+import { isMessageId, MAX_ID } from '../rooms/repeats.js'
 import type { GuardedConnection } from './connection.js'
 
 /** A frame was dealt with, and its sender was answered. */
 export const ANSWERED = Symbol('answered')
-type Code = Exclude<RoomRefusal, StepUp>['code'] | 'malformed'
+type Code = Exclude<RoomRefusal, StepUp>['code'] | 'malformed' | 'unavailable'
 
 /** What is in a frame beside its payload: the name of a room at its longest, an id, the punctuation. */
 const ENVELOPE = 8 * 1024
-const MAX_ID = 128
 
 const SAYS: Readonly<Record<Code, readonly [code: string, message: string]>> = {
   FST_HYBRID_AUTH_FORBIDDEN: ['forbidden', 'This room is not allowed'],
@@ -20,7 +20,8 @@ const SAYS: Readonly<Record<Code, readonly [code: string, message: string]>> = {
   not_joined: ['not_joined', 'This socket is not in that room'],
   too_large: ['too_large', 'This message is larger than any may be'],
   malformed: ['malformed', 'This frame cannot be read'],
-  ended: ['ended', 'This came too late']
+  ended: ['ended', 'This came too late'],
+  unavailable: ['unavailable', 'This cannot be said at the moment']
 }
 
 /** Does what a frame asks for. @returns what the user has to do first for it; else {@link ANSWERED} */
@@ -38,9 +39,9 @@ export function takeRoomFrame (connection: GuardedConnection, data: Buffer): May
   switch (type) {
     case 'join': {
       const isIn = connection.memberships?.has(room) === true
-      return whenReady(rooms.join(connection, room), refusal => {
+      return whenReady(rooms.join(connection, room, frame.cursor), refusal => {
         if (refusal !== null) return refused(connection, refusal, frame)
-        if (isIn) connection.say({ type: 'joined', room })
+        if (isIn) rooms.confirm(connection, room)
         return ANSWERED
       })
     }
@@ -50,16 +51,47 @@ export function takeRoomFrame (connection: GuardedConnection, data: Buffer): May
 }
 
 function publish (connection: GuardedConnection, frame: ClientRoomMessageFrame): Maybe<StepUp | typeof ANSWERED> {
-  const { rooms, publisher } = connection.route.hub
-  const { room, payload } = frame
+  const { rooms, publisher, termsOf } = connection.route.hub
+  const { room, payload, id } = frame
   const text = written(() => publisher.write(payload))
   if (text === undefined) return answer(connection, 'malformed', frame)
   if (text === null) {
     rooms.refusePublish(connection, room, 'too_large')
     return answer(connection, 'too_large', frame)
   }
-  return whenReady(rooms.publishAs(connection, room, () => { unawaited(publisher.send(room, text, connection)) }), refusal =>
-    refusal === null ? ANSWERED : refused(connection, refusal, frame))
+  const { repeats } = termsOf(room)
+  if (repeats > 0 && id !== undefined && connection.memberships?.has(room) === true) return publishOnce(connection, frame, text, repeats)
+  return publishText(connection, frame, text, () => {})
+}
+
+/** @param onFailed it was refused, or could not be told */
+function publishText (connection: GuardedConnection, frame: ClientRoomMessageFrame, text: string, onFailed: () => void): Maybe<StepUp | typeof ANSWERED> {
+  const { rooms, publisher, termsOf } = connection.route.hub
+  const { room, id } = frame
+  const publish = (): void => {
+    const sent = publisher.send(room, text, connection, isMessageId(id) ? id : undefined)
+    unawaited(sent.then(({ published }) => {
+      // Elsewhere the members of this process have it.
+      if (published || termsOf(room).history === null) return
+      onFailed()
+      answer(connection, 'unavailable', frame)
+    }))
+  }
+  return whenReady(rooms.publishAs(connection, room, publish), refusal => {
+    if (refusal === null) return ANSWERED
+    onFailed()
+    return refused(connection, refusal, frame)
+  })
+}
+
+/** What its user has said before under the same id is not said again. */
+async function publishOnce (connection: GuardedConnection, frame: ClientRoomMessageFrame, text: string, window: number): Promise<StepUp | typeof ANSWERED> {
+  const { context, route: { hub: { repeats } } } = connection
+  const { room, id } = frame
+  if (!isMessageId(id)) return answer(connection, 'malformed', frame)
+  const isFirst = await repeats.claimIn(room, context, id, window).catch(() => null)
+  if (isFirst === null) return answer(connection, 'unavailable', frame)
+  return isFirst ? publishText(connection, frame, text, () => { repeats.releaseIn(room, context, id, window).catch(() => {}) }) : ANSWERED
 }
 
 /** undefined: what could be read is nested too deeply to be written. */
@@ -84,6 +116,6 @@ function answer (connection: GuardedConnection, code: Code, frame?: ClientRoomFr
     ...(frame !== undefined && code !== 'bad_room' && frame.room.length <= connection.route.hub.settings.rooms.maxNameLength && { room: frame.room }),
     ...(id !== undefined && String(id).length <= MAX_ID && { id })
   }
-  connection.say({ type: 'error', code: short, message, action: 'none', ...about })
+  connection.say({ type: 'error', code: short, message, action: code === 'unavailable' ? 'retry' : 'none', ...about })
   return ANSWERED
 }

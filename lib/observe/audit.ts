@@ -178,6 +178,11 @@ export function createAuditor (nodeId: string, log: FastifyBaseLogger, tell: ((e
       tally.roomsRefused.add(reason)
       tellOf('room_refused', connection, () => ({ room: excerpt(room), action, reason }))
     },
+    /** By a request that polls it. */
+    pollRefused (request: FastifyRequest, auth: AuthContext, room: string, reason: EventOf<'room_refused'>['reason']): void {
+      tally.roomsRefused.add(reason)
+      tellAt('room_refused', request, () => ({ connectionId: null, room: excerpt(room), action: 'join' as const, reason, ...whoIs(auth) }))
+    },
     permissionsChanged (connection: Audited): void { tellOf('permissions_changed', connection, { permissions: connection.context.permissions }) },
     revoked (connection: Audited, { reason, id }: { readonly reason: string, readonly id: string | null }): void {
       tally.revoked++

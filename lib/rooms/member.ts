@@ -31,6 +31,8 @@ export interface Member {
   readonly id: string
   readonly request: FastifyRequest
   readonly context: AuthContext
+  /** Whether it is told what frames of ours tell. */
+  readonly speaks: boolean
   /** Its rooms; null: none. Written by rooms alone. */
   memberships: Memberships | null
   /** Joins that wait for a verdict. Written by rooms alone. */

@@ -3,6 +3,7 @@ import type { FastifyRequest } from 'fastify'
 import type { AuthContext } from '../../types/context.js'
 import type { RoomAction, RoomAuthorize } from '../../types/rooms.js'
 import type { RequirementRule } from '../../types/rules.js'
+import type { RoomTerms } from './terms.js'
 import { adopt, whenReady, type Maybe } from '../maybe.js'
 import { compileRequirements, FORBIDDEN, type RequirementCheck, type Unmet } from '../policy/requirements.js'
 
@@ -10,14 +11,17 @@ import { compileRequirements, FORBIDDEN, type RequirementCheck, type Unmet } fro
 export type RoomDecision = (auth: AuthContext, room: string, action: RoomAction, request: FastifyRequest) => Maybe<Unmet | null>
 
 /** A pattern as it was read from the options: what each action needs; null: it is not allowed to anybody. */
-export interface RoomPattern {
+export interface RoomPattern extends RoomTerms {
   readonly pattern: string
   readonly join: RequirementRule | null
   readonly publish: RequirementRule | null
 }
 
-interface Compiled {
+interface Form {
   readonly segments: readonly string[]
+}
+
+interface Compiled extends Form {
   readonly checks: Readonly<Record<RoomAction, RequirementCheck | null>>
 }
 
@@ -28,14 +32,14 @@ const PLACE = ':'
 export function compileRooms (authorize: RoomAuthorize | undefined, patterns: readonly RoomPattern[] | null): RoomDecision | null {
   if (authorize === undefined && patterns === null) return null
   const compiled = (patterns ?? []).map(({ pattern, join, publish }): Compiled => ({
-    segments: pattern.split(SEPARATOR),
+    segments: segmentsOf(pattern),
     checks: { join: join === null ? null : compileRequirements(join), publish: publish === null ? null : compileRequirements(publish) }
   }))
 
   return function decideRoom (auth, room, action, request) {
-    const segments = room.split(SEPARATOR)
+    const segments = segmentsOf(room)
     // A name that has the form of a pattern is that pattern's: `authorize` does not open what the context's own fields have closed.
-    const found = compiled.find(one => hasForm(one.segments, segments))
+    const found = findPattern(compiled, segments)
     if (found !== undefined) {
       const check = found.checks[action]
       return check !== null && isOwn(found.segments, segments, auth) ? check(auth, request) : FORBIDDEN
@@ -43,6 +47,15 @@ export function compileRooms (authorize: RoomAuthorize | undefined, patterns: re
     if (authorize === undefined) return FORBIDDEN
     return whenReady(adopt<unknown>(authorize(auth, room, action)), verdict => verdict === true ? null : FORBIDDEN)
   }
+}
+
+export function segmentsOf (name: string): string[] {
+  return name.split(SEPARATOR)
+}
+
+/** Of all whose form a name has, the first. */
+export function findPattern<Pattern extends Form> (patterns: readonly Pattern[], segments: readonly string[]): Pattern | undefined {
+  return patterns.find(one => hasForm(one.segments, segments))
 }
 
 function hasForm (pattern: readonly string[], segments: readonly string[]): boolean {

@@ -1,10 +1,12 @@
 /** Who is in which room: in by a verdict, out when that falls or the connection ends. */
 import type { RoomAction } from '../../types/rooms.js'
-import type { Cluster } from '../cluster/cluster.js'
 import { whenReady, type Maybe } from '../maybe.js'
 import type { Unmet } from '../policy/requirements.js'
+import type { CatchUp } from './catch-up.js'
 import type { LeaveReason, Member, Memberships, Recheck, RefusedFor, RoomRefusal } from './member.js'
+import { OpenRooms, type OpenRoom, type OpenRoomsParts } from './open-rooms.js'
 import { isRoomName, type RoomSettings } from './settings.js'
+import type { Stream } from './stream.js'
 import { resume, suspend } from './suspended.js'
 import { Turn } from './turn.js'
 import type { Verdicts } from './verdicts.js'
@@ -12,37 +14,25 @@ import type { Verdicts } from './verdicts.js'
 const NOT_JOINED = Object.freeze({ code: 'not_joined' })
 const ENDED = Object.freeze({ code: 'ended' })
 
-export interface RoomParts<M extends Member> {
+export interface RoomParts<M extends Member> extends OpenRoomsParts<M> {
   readonly settings: RoomSettings
-  readonly verdicts: Verdicts<M>
-  /** How a room hears of the other nodes. */
-  readonly channels: Pick<Cluster, 'subscribe' | 'unsubscribe'>
+  readonly verdicts: Verdicts
   readonly onJoined: (member: M, room: string) => void
   readonly onLeft: (member: M, room: string, reason: LeaveReason) => void
   readonly onRefused: (member: M, room: string, action: RoomAction, code: RefusedFor) => void
 }
 
-/** A room with members, or with somebody on the way into it. */
-interface Room<M> {
-  /** As everybody in it has it: the same text, and not one for each. */
-  readonly name: string
-  readonly members: Set<M>
-  /** Members, and those on the way. */
-  claims: number
-  /** When it hears of other nodes. */
-  readonly heard: Maybe<void>
-}
-
 export class Rooms<M extends Member> {
   readonly #parts: RoomParts<M>
-  readonly #verdicts: Verdicts<M>
-  readonly #rooms = new Map<string, Room<M>>()
+  readonly #verdicts: Verdicts
+  readonly #rooms: OpenRooms<M>
   /** Memberships. */
   size = 0
 
   constructor (parts: RoomParts<M>) {
     this.#parts = parts
     this.#verdicts = parts.verdicts
+    this.#rooms = new OpenRooms(parts)
   }
 
   /** How many rooms there are. */
@@ -54,8 +44,26 @@ export class Rooms<M extends Member> {
     return this.#rooms.get(room)?.members ?? null
   }
 
-  /** null: it is in. Neither throws nor rejects. */
-  join (member: M, room: string): Maybe<RoomRefusal | null> {
+  /** null: nothing of the room is kept, or nobody is in there. */
+  streamOf (room: string): Stream<M> | null {
+    return this.#rooms.get(room)?.stream ?? null
+  }
+
+  /** Something may have been said that this node was not told. Never rejects. */
+  resume (): Promise<void> {
+    return this.#rooms.fill()
+  }
+
+  /** Says to a member that it is in. */
+  confirm (member: M, room: string): void {
+    member.say(this.streamOf(room)?.joined(false) ?? { type: 'joined', room })
+  }
+
+  /**
+   * null: it is in. Neither throws nor rejects.
+   * @param cursor of the last message that it has had, where the room has a history
+   */
+  join (member: M, room: string, cursor?: string): Maybe<RoomRefusal | null> {
     const { memberships, joining } = member
     if (memberships?.has(room) === true) return null
     const known = joining?.get(room)
@@ -64,7 +72,7 @@ export class Rooms<M extends Member> {
     // In JavaScript a name may be anything.
     if (refusal !== null) return this.#refuse(member, typeof room === 'string' ? room : '', 'join', refusal)
     const turn = new Turn()
-    const outcome = this.#admit(member, room, turn)
+    const outcome = this.#admit(member, room, turn, cursor)
     if (!(outcome instanceof Promise)) return outcome
     turn.promise = outcome
     member.joining ??= new Map()
@@ -173,7 +181,7 @@ export class Rooms<M extends Member> {
   }
 
   /** A verdict, then the ear for other nodes, then in: what was reached under a context that is no longer the member's is reached again. */
-  #admit (member: M, room: string, turn: Turn): Maybe<RoomRefusal | null> {
+  #admit (member: M, room: string, turn: Turn, cursor: string | undefined): Maybe<RoomRefusal | null> {
     return this.#verdicts.reach(member, room, 'join', (unmet): Maybe<RoomRefusal | null> => {
       if (!turn.isOpen(member, room)) return ENDED
       if (unmet !== null) {
@@ -181,24 +189,29 @@ export class Rooms<M extends Member> {
         return this.#refuse(member, room, 'join', unmet)
       }
       const { version } = member.context
-      const known = this.#claim(room)
-      return whenReady(known.heard, (): Maybe<RoomRefusal | null> => {
+      const known = this.#rooms.claim(room)
+      const { stream, heard } = known
+      const ready = stream === null || cursor === undefined ? whenReady(heard, () => null) : whenReady(heard, () => stream.catchUp(cursor))
+      return whenReady(ready, (catchUp): Maybe<RoomRefusal | null> => {
+        if (catchUp !== null) stream?.drop(catchUp)
         if (turn.isOpen(member, room) && member.context.version === version) {
           turn.end(member, room)
-          return this.#enter(member, known)
+          return this.#enter(member, known, catchUp)
         }
-        this.#release(room)
-        return turn.isOpen(member, room) ? this.#admit(member, room, turn) : ENDED
+        this.#rooms.release(room)
+        return turn.isOpen(member, room) ? this.#admit(member, room, turn, cursor) : ENDED
       })
     })
   }
 
-  #enter (member: M, { name, members }: Room<M>): null {
+  #enter (member: M, { name, members, stream }: OpenRoom<M>, catchUp: CatchUp | null): null {
     member.memberships ??= new Map()
     member.memberships.set(name, null)
     members.add(member)
     this.size++
-    member.say({ type: 'joined', room: name })
+    const missed = catchUp === null ? [] : catchUp.framesFor(member)
+    for (const frame of missed ?? []) member.pass(frame)
+    member.say(stream?.joined(missed === null) ?? { type: 'joined', room: name })
     this.#parts.onJoined(member, name)
     member.announce('joined', name)
     return null
@@ -210,31 +223,13 @@ export class Rooms<M extends Member> {
     return refusal
   }
 
-  #claim (room: string): Room<M> {
-    const known = this.#rooms.get(room)
-    if (known !== undefined) {
-      known.claims++
-      return known
-    }
-    const made: Room<M> = { name: room, members: new Set(), claims: 1, heard: this.#parts.channels.subscribe(room) }
-    this.#rooms.set(room, made)
-    return made
-  }
-
-  #release (room: string): void {
-    const known = this.#rooms.get(room)
-    if (known === undefined || --known.claims > 0) return
-    this.#rooms.delete(room)
-    this.#parts.channels.unsubscribe(room)
-  }
-
   /** false: it was not in there. */
   #remove (member: M, room: string): boolean {
     resume(member, room)
     if (member.memberships?.delete(room) !== true) return false
     this.size--
     this.#rooms.get(room)?.members.delete(member)
-    this.#release(room)
+    this.#rooms.release(room)
     return true
   }
 

@@ -3,7 +3,7 @@ import * as v from 'valibot'
 import type { RoomAuthorize } from '../../types/rooms.js'
 import type { RequirementRule } from '../../types/rules.js'
 import { invalidOption } from '../errors.js'
-import { fn, parse, within } from '../schema.js'
+import { DAY, fn, parse, within } from '../schema.js'
 import { requirementRule } from '../route-options.js'
 import type { RoomPattern } from './patterns.js'
 
@@ -60,16 +60,26 @@ function patternOf (path: string, pattern: unknown, access: unknown): RoomPatter
   }
   if (!isByAction(access)) {
     const rule = ruleOf(path, access)
-    return { pattern, join: rule, publish: rule }
+    return { pattern, join: rule, publish: rule, history: null, repeats: 0 }
   }
-  const { join = false, publish = false } = parse(byAction, access, path)
-  return { pattern, join: ruleOf(`${path}.join`, join), publish: ruleOf(`${path}.publish`, publish) }
+  const { join = false, publish = false, history = null, repeats = 0 } = parse(byAction, access, path)
+  const read = { pattern, join: ruleOf(`${path}.join`, join), publish: ruleOf(`${path}.publish`, publish), history, repeats }
+  if (history !== null && read.join === null) throw invalidOption(`${path}.history`, 'is for nobody where nobody may join')
+  if (repeats > 0 && read.publish === null) throw invalidOption(`${path}.repeats`, 'has no use where no client may publish')
+  return read
 }
 
-const byAction = v.strictObject({ join: v.optional(v.unknown()), publish: v.optional(v.unknown()) })
+const MAX_AGE = 300_000
+const kept = whole(1, 10_000, 'messages')
+const retention = v.pipe(
+  v.union([kept, v.strictObject({ messages: kept, maxAge: v.optional(within(1, DAY, 'milliseconds'), MAX_AGE) })], 'must be a number of messages from 1 to 10000, or { messages, maxAge }'),
+  v.transform(given => typeof given === 'number' ? { messages: given, maxAge: MAX_AGE } : given))
+const byAction = v.strictObject({
+  join: v.optional(v.unknown()), publish: v.optional(v.unknown()), history: v.optional(retention), repeats: v.optional(within(1, DAY, 'milliseconds'))
+})
 
 function isByAction (access: unknown): boolean {
-  return typeof access === 'object' && access !== null && ('join' in access || 'publish' in access)
+  return typeof access === 'object' && access !== null && ['join', 'publish', 'history', 'repeats'].some(name => name in access)
 }
 
 /** null: nobody. */
