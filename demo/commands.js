@@ -2,17 +2,17 @@
 
 /** One bash script; each command can also be pasted by itself, in this order. */
 export function commands (origin, logins) {
-  const [alice, root] = logins.map(({ username, password }) => JSON.stringify({ username, password }))
+  const [alice, root] = ['alice', 'root'].map(name => loginOf(logins, name))
   const live = `${origin.replace('http', 'ws')}/live`
   const byCookie = `"${live}", { origin: "${origin}", headers: { cookie: process.env.COOKIE } }`
-  const token = login => tokenFor(origin, login)
 
   return script([
     ['A token, as in RFC 6749, section 5.1',
-      `curl -s -w '\\n' ${origin}/token ${json(alice)}`,
-      `TOKEN=${token(alice)}`],
+      `curl -s -w '\\n' ${origin}/token ${json(alice)}`],
+    ['They are short: each command from here on takes another',
+      taken('alice', origin, alice), taken('root', origin, root)],
     ['HTTP with the token: jwt',
-      `curl -s -w '\\n' ${origin}/me -H "authorization: Bearer $TOKEN"`],
+      `curl -s -w '\\n' ${origin}/me -H "authorization: Bearer $(alice)"`],
     ['Sign in: the session cookie goes into a jar',
       'JAR=$(mktemp)',
       `curl -s -w '\\n' -c "$JAR" ${origin}/login ${json(alice)}`],
@@ -21,13 +21,13 @@ export function commands (origin, logins) {
     ['HTTP with neither: 401',
       `curl -si -w '\\n' ${origin}/me`],
     ['alice is no admin: 403',
-      `curl -si -w '\\n' ${origin}/admin -H "authorization: Bearer $TOKEN"`],
+      `curl -si -w '\\n' ${origin}/admin -H "authorization: Bearer $(alice)"`],
     ['root is one: 200',
-      `curl -si -w '\\n' ${origin}/admin -H "authorization: Bearer ${token(root)}"`],
+      `curl -si -w '\\n' ${origin}/admin -H "authorization: Bearer $(root)"`],
     ['The socket with the token: jwt',
-      `TOKEN=$TOKEN ${node(`"${live}", { headers: { authorization: "Bearer " + process.env.TOKEN } }`)}`],
+      `TOKEN=$(alice) ${node(`"${live}", { headers: { authorization: "Bearer " + process.env.TOKEN } }`)}`],
     ['The socket with the token as browsers send it: jwt',
-      `TOKEN=$TOKEN ${node(`"${live}", ["hybrid-auth.v1", "bearer." + process.env.TOKEN]`)}`],
+      `TOKEN=$(alice) ${node(`"${live}", ["hybrid-auth.v1", "bearer." + process.env.TOKEN]`)}`],
     ['The socket with the cookie: session. Whoever sends a cookie must say from which origin',
       `${COOKIE} ${node(byCookie)}`],
     ['The feed of her tenant, for a client that joins whenever it may: a property every second',
@@ -35,7 +35,6 @@ export function commands (origin, logins) {
       `exec 3< <(${COOKIE} ${visitor(byCookie)})`,
       'heard number'],
     ['root takes her role: she is told, is out of the room, and hears no more of it',
-      `ROOT=${token(root)}`,
       setRole(origin, 'alice', 'none'),
       'heard left; quiet'],
     ['root gives it back: she is told, and joins again. By the numbers, others were published meanwhile',
@@ -51,9 +50,9 @@ export function commands (origin, logins) {
     ['Ten guesses from one address raise one alert: from then on 429, also where the route is another',
       `for n in 1 2 3 4 5 6 7 8 9 10; do curl -so /dev/null -w '%{http_code} ' ${origin}/me -H "authorization: Bearer guess.$n.guess"; done; echo`],
     ['A good token still passes',
-      `curl -s -w '\\n' ${origin}/me -H "authorization: Bearer $TOKEN"`],
+      `curl -s -w '\\n' ${origin}/me -H "authorization: Bearer $(alice)"`],
     ['What happened so far, for Prometheus',
-      `curl -s ${origin}/metrics -H "authorization: Bearer $ROOT" | grep -E 'handshakes_total|limited_total|suspected_total'`]
+      `curl -s ${origin}/metrics -H "authorization: Bearer $(root)" | grep -E 'handshakes_total|limited_total|suspected_total'`]
   ])
 }
 
@@ -62,7 +61,14 @@ export const script = parts => parts.map(([title, ...lines]) => [`# ${title}`, .
 
 export const json = body => `-H 'content-type: application/json' -d '${body}'`
 
-export const tokenFor = (origin, login) => `$(curl -s ${origin}/token ${json(login)} | ${member('access_token')})`
+/** What somebody signs in with. */
+export const loginOf = (logins, name) => {
+  const { username, password } = logins.find(({ username }) => username === name)
+  return JSON.stringify({ username, password })
+}
+
+/** A function that takes a token. */
+export const taken = (name, origin, login) => `${name}() { curl -s ${origin}/token ${json(login)} | ${member('access_token')}; }`
 
 /** The cookie of the jar, for what comes after it. */
 export const COOKIE = 'COOKIE=$(awk \'$6 == "sessionId" { print $6 "=" $7 }\' "$JAR")'
@@ -75,7 +81,7 @@ export const HEARD = [
 
 /** As root. */
 export const setRole = (origin, userId, role) =>
-  `curl -s -w '\\n' ${origin}/role ${json(JSON.stringify({ userId, role }))} -H "authorization: Bearer $ROOT"`
+  `curl -s -w '\\n' ${origin}/role ${json(JSON.stringify({ userId, role }))} -H "authorization: Bearer $(root)"`
 
 /** Of the JSON that comes in. */
 export const member = name => `node -p 'JSON.parse(fs.readFileSync(0)).${name}'`

@@ -1,23 +1,27 @@
 /** A property market: what changes is told in one room for each tenant, to those whose role lets them read it. */
+import { BOARD_ROOM } from './board.js'
+import { LOG_ROOM } from './journal.js'
 import { ROLES } from './roles.js'
+import { roleChange } from './schemas.js'
 
 const TICK = 1000
 const LINGERS = 10
-const STREETS = ['3 Mill Lane', '18 Harbour Street', '7 Orchard Road', '42 Station Square', '11 Abbey Close']
-
-const CHANGE = {
-  type: 'object',
-  required: ['userId', 'role'],
-  additionalProperties: false,
-  properties: { userId: { type: 'string', minLength: 1, maxLength: 64 }, role: { enum: ROLES } }
-}
+/** Each tenant has its own, so that one sees whose feed it is. */
+const STREETS = [
+  ['3 Mill Lane', '18 Harbour Street', '7 Orchard Road', '42 Station Square', '11 Abbey Close', '5 Ferry Steps', '29 Quay Street'],
+  ['1 Beacon Hill', '14 Summit Drive', '8 Vineyard Path', '60 Ridge Avenue', '23 Windmill Rise', '2 Shepherd Gate']
+]
+const KINDS = ['listed', 'reduced', 'listed', 'viewing', 'listed', 'sold', 'reduced']
 
 /** The plugin's option: to hear what is said takes one permission, to say something another. */
 export const ROOMS = {
   patterns: {
-    'tenant/:tenantId/agents': { join: { permissions: ['property:read'] }, publish: { permissions: ['property:write'] } }
+    'tenant/:tenantId/agents': { join: { permissions: ['property:read'] }, publish: { permissions: ['property:write'] } },
+    // Here the server alone has something to say.
+    [LOG_ROOM]: { join: { permissions: ['operate'] } },
+    [BOARD_ROOM]: { join: { permissions: ['operate'] } }
   },
-  maxPayload: 1024
+  maxPayload: 64 * 1024
 }
 
 /** Who has which role, and another one for somebody: for admins. */
@@ -27,7 +31,7 @@ export function addRoles (app, roles) {
     return { roles: ROLES, users: await roles.all() }
   })
 
-  app.post('/role', { auth: { role: 'admin' }, schema: { body: CHANGE } }, async (request, reply) => {
+  app.post('/role', { auth: { role: 'admin' }, schema: { body: roleChange(ROLES) } }, async (request, reply) => {
     const { userId, role } = request.body
     if (userId === request.auth.userId) return reply.code(409).send({ message: 'Your own role is for another admin to change' })
     if (!Object.hasOwn(await roles.all(), userId)) return reply.code(404).send({ message: 'There is no such user' })
@@ -43,7 +47,7 @@ export function addRoles (app, roles) {
  */
 export function addTicker (app, tenants) {
   const { rooms } = app.hybridAuth
-  const markets = tenants.map(tenantId => ({ room: `tenant/${tenantId}/agents`, number: 0, ticks: 0, isBusy: false }))
+  const markets = tenants.map((tenantId, i) => ({ streets: STREETS[i % STREETS.length], room: `tenant/${tenantId}/agents`, number: 0, ticks: 0, isBusy: false }))
 
   async function tick (market) {
     if (market.isBusy) return
@@ -51,7 +55,7 @@ export function addTicker (app, tenants) {
     try {
       const { members } = await rooms.presence(market.room)
       market.ticks = members > 0 ? LINGERS : market.ticks - 1
-      if (market.ticks > 0) await rooms.publish(market.room, property(++market.number))
+      if (market.ticks > 0) await rooms.publish(market.room, property(++market.number, market.streets))
     } catch {
       // The other nodes cannot be asked. The next tick tries again.
     } finally {
@@ -64,4 +68,6 @@ export function addTicker (app, tenants) {
   app.addHook('preClose', async () => { clearInterval(timer) })
 }
 
-const property = number => ({ number, address: STREETS[number % STREETS.length], price: 1000 * (200 + number * 37 % 300) })
+const property = (number, streets) => ({
+  number, kind: KINDS[number % KINDS.length], address: streets[number % streets.length], price: 1000 * (200 + number * 37 % 300)
+})

@@ -1,9 +1,11 @@
-/** One process of the demo's cluster: what server.js builds, with its sessions and roles, and what the plugin shares, in Redis. */
+/** One process of the demo's cluster: what server.js builds, with what it keeps and what the plugin shares in Redis. */
 import { RedisStore } from 'connect-redis'
 import { redisCluster } from 'fastify-hybrid-auth/redis'
 import { createClient } from 'redis'
+import { printDecision } from './print.js'
 import { redisRoles } from './roles.js'
-import { buildDemo, derive, HOST, printDecision } from './server.js'
+import { buildDemo, derive, HOST } from './server.js'
+import { redisStore } from './store.js'
 
 const { REDIS_URL, DEMO_NAME, DEMO_SECRET, DEMO_TICKS, PORT } = process.env
 
@@ -14,8 +16,10 @@ await client.connect()
 const secret = Buffer.from(DEMO_SECRET, 'hex')
 const { app, logins } = await buildDemo({
   audit: event => { printDecision(event, DEMO_NAME) },
+  node: DEMO_NAME,
   secret,
-  store: new RedisStore({ client, prefix: 'session:' }),
+  sessions: new RedisStore({ client, prefix: 'session:' }),
+  store: redisStore(client),
   roles: redisRoles(client),
   isTicking: DEMO_TICKS === 'yes',
   cluster: redisCluster(client, { secret: derive(secret, 'cluster') })

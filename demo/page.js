@@ -1,10 +1,11 @@
-/** The page of the demo: its files, read once, and what browsers have to know of them. */
-import { readFile } from 'node:fs/promises'
+/** The page: its files and those of the library's client, read once, and what browsers have to know of them. */
+import { readdir, readFile } from 'node:fs/promises'
+import { extname } from 'node:path'
 
 const HEADERS = {
   'content-security-policy': [
     "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'", "connect-src 'self'",
-    "form-action 'self'", "base-uri 'none'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"
+    "form-action 'self'", "base-uri 'none'", "frame-ancestors 'none'", "require-trusted-types-for 'script'", "trusted-types 'none'"
   ].join('; '),
   'cross-origin-opener-policy': 'same-origin',
   'cross-origin-resource-policy': 'same-origin',
@@ -12,21 +13,28 @@ const HEADERS = {
   'referrer-policy': 'no-referrer',
   'x-content-type-options': 'nosniff'
 }
+const TYPES = {
+  '.html': 'text/html; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.css': 'text/css; charset=utf-8', '.svg': 'image/svg+xml'
+}
 
-const inPublic = name => new URL(`public/${name}`, import.meta.url)
-const script = name => [`/${name}`, 'text/javascript; charset=utf-8', inPublic(name)]
-const FILES = [
-  ['/', 'text/html; charset=utf-8', inPublic('index.html')],
-  ...['app.js', 'credentials.js', 'feed.js', 'live.js', 'roles.js', 'show.js'].map(script),
-  ['/style.css', 'text/css; charset=utf-8', inPublic('style.css')],
-  ['/icon.svg', 'image/svg+xml', inPublic('icon.svg')],
-  // The close codes and the subprotocol's name come from the library itself.
-  ['/protocol.js', 'text/javascript; charset=utf-8', new URL(import.meta.resolve('fastify-hybrid-auth/protocol'))]
-]
+const PAGE = new URL('public/', import.meta.url)
+const CLIENT = new URL('./', import.meta.resolve('fastify-hybrid-auth/client'))
 
 export async function addPage (app) {
-  for (const [path, type, file] of FILES) {
+  const files = [
+    ...await filesOf('/', PAGE),
+    // The page runs the library's own client, which imports the wire protocol from the directory above.
+    ...await filesOf('/lib/client/', CLIENT),
+    ['/lib/protocol.js', new URL(import.meta.resolve('fastify-hybrid-auth/protocol'))]
+  ]
+  for (const [path, file] of files) {
     const body = await readFile(file)
-    app.get(path, async (request, reply) => reply.headers(HEADERS).type(type).send(body))
+    const type = TYPES[extname(file.pathname)]
+    app.get(path.replace('index.html', ''), async (request, reply) => reply.headers(HEADERS).type(type).send(body))
   }
+}
+
+async function filesOf (path, directory) {
+  const names = (await readdir(directory)).filter(name => Object.hasOwn(TYPES, extname(name)))
+  return names.map(name => [path + name, new URL(name, directory)])
 }

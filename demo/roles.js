@@ -1,15 +1,15 @@
-/** Who has which role, and what a role may do: the application's own table, which the plugin's option `permissions` asks. */
+/** Who has which role, and what a role may do: the application's own table, which the plugin's options `enrich` and `permissions` ask. */
 
 const PERMISSIONS = {
   none: [],
   agent: ['property:read'],
   broker: ['property:read', 'property:write'],
-  admin: ['property:read', 'property:write']
+  admin: ['property:read', 'property:write', 'operate']
 }
 
 export const ROLES = Object.keys(PERMISSIONS)
 
-export const permissionsOf = role => PERMISSIONS[role]
+export const permissionsOf = role => PERMISSIONS[role] ?? []
 
 /** For one process. */
 export function memoryRoles () {

@@ -1,4 +1,4 @@
-/** Two users in memory. Their passwords are made at start and kept as scrypt hashes. */
+/** Users of two tenants, in memory. Their passwords are made at start and kept as scrypt hashes. */
 import { randomBytes, scrypt, timingSafeEqual } from 'node:crypto'
 import { promisify } from 'node:util'
 
@@ -8,16 +8,20 @@ const derive = promisify(scrypt)
 const COST = { N: 2 ** 14, r: 8, p: 5 }
 const HASH_LENGTH = 32
 
-const TENANT = 'riverside'
 /** With the role that each begins with. */
-const PEOPLE = [{ userId: 'alice', role: 'agent' }, { userId: 'root', role: 'admin' }]
+const PEOPLE = [
+  { userId: 'alice', tenantId: 'riverside', role: 'agent' },
+  { userId: 'bob', tenantId: 'riverside', role: 'broker' },
+  { userId: 'carol', tenantId: 'hillcrest', role: 'agent' },
+  { userId: 'root', tenantId: 'riverside', role: 'admin' }
+]
 
 /** @param secretOf random bytes for the name of a user */
 export async function createUsers (secretOf) {
   /** What to type into the login form: only ever printed on the terminal. */
-  const logins = PEOPLE.map(({ userId, role }) => ({ username: userId, password: secretOf(userId).toString('hex', 0, 5), role }))
-  const records = new Map(await Promise.all(PEOPLE.map(async ({ userId }, i) =>
-    [userId, { identity: { userId, tenantId: TENANT }, ...await hash(logins[i].password) }])))
+  const logins = PEOPLE.map(({ userId, tenantId, role }) => ({ username: userId, password: secretOf(userId).toString('hex', 0, 5), role, tenantId }))
+  const records = new Map(await Promise.all(PEOPLE.map(async ({ userId, tenantId }, i) =>
+    [userId, { identity: { userId, tenantId }, ...await hash(logins[i].password) }])))
   const nobody = { identity: null, salt: randomBytes(16), hash: randomBytes(HASH_LENGTH) }
 
   /** The user; null where name or password is wrong. An unknown name costs as much as a wrong password. */
@@ -27,7 +31,7 @@ export async function createUsers (secretOf) {
     return timingSafeEqual(given.hash, record.hash) ? record.identity : null
   }
 
-  return { logins, tenants: [TENANT], verify }
+  return { logins, tenants: [...new Set(PEOPLE.map(({ tenantId }) => tenantId))], verify }
 }
 
 async function hash (password, salt = randomBytes(16)) {

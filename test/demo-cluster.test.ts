@@ -1,80 +1,18 @@
 /** The demo as `npm run demo:cluster` runs it, by the commands it prints, and the routes that one process has as well. */
-import { execFile, spawn, type ChildProcess } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import net from 'node:net'
-import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import { WebSocket } from 'ws'
+import { bearerOf as bearer, ENV, lacks, post, ROOT, sessionOf as cookieOf, startDemo, textOf as memberText } from './demo-running.js'
 import { needsRedis } from './redis.js'
 
 // Processes, browsers, and commands that wait: on a machine with other work that takes its time.
 t.setTimeout(180_000)
 
-const ROOT = fileURLToPath(new URL('..', import.meta.url))
-const READY = '# Ctrl+C'
-
-/** Without what makes tap measure a child process. */
-const ENV = Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(?:NODE_OPTIONS|NODE_V8_COVERAGE|_?TAP.*)$/.test(name)))
-
-interface Demo {
-  child: ChildProcess
-  /** `http://127.0.0.1:port`, of each node. */
-  origins: string[]
-  redisPort: number
-  passwords: { alice: string, root: string }
-  printed: () => string
-}
-
-/** Where its temporary directory goes is the test's own directory. */
-async function startDemo (t: Test, program: string): Promise<Demo> {
-  const child = spawn(process.execPath, [program], { cwd: ROOT, env: { ...ENV, PORT: '0', TMPDIR: t.testdir() }, stdio: ['ignore', 'pipe', 'pipe'], detached: true })
-  t.teardown(async () => {
-    if (child.exitCode !== null || child.signalCode !== null) return
-    child.kill()
-    await once(child, 'exit')
-  })
-  let text = ''
-  await new Promise<void>((resolve, reject) => {
-    const keep = (chunk: Buffer) => {
-      text += chunk.toString()
-      if (text.includes(READY)) resolve()
-    }
-    child.stdout.on('data', keep)
-    child.stderr.on('data', keep)
-    child.on('exit', code => { reject(new Error(`the demo ended with ${code ?? 'a signal'}: ${text}`)) })
-  })
-  const passwordOf = (name: string) => new RegExp(`^# {3}${name} (\\S+)`, 'm').exec(text)?.[1] ?? ''
-  const open = /^# Or open.*$/m.exec(text)?.[0] ?? ''
-  return {
-    child,
-    origins: [...open.matchAll(/http:\/\/127\.0\.0\.1:\d+/g)].map(([origin]) => origin),
-    redisPort: Number(/redis-cli -p (\d+)/.exec(text)?.[1]),
-    passwords: { alice: passwordOf('alice'), root: passwordOf('root') },
-    printed: () => text
-  }
-}
-
-function post (address: string, body: unknown, headers: Record<string, string> = {}) {
-  return fetch(address, { method: 'POST', headers: { 'content-type': 'application/json', ...headers }, body: JSON.stringify(body) })
-}
-
-async function textOf (answer: Response, name: string): Promise<string> {
-  const body: unknown = await answer.json()
-  const value: unknown = typeof body === 'object' && body !== null ? Reflect.get(body, name) : undefined
-  return typeof value === 'string' ? value : ''
-}
-
-async function bearer (origin: string, username: string, password: string) {
-  return { authorization: `Bearer ${await textOf(await post(`${origin}/token`, { username, password }), 'access_token')}` }
-}
-
-async function cookieOf (origin: string, username: string, password: string) {
-  const answer = await post(`${origin}/login`, { username, password })
-  return answer.headers.get('set-cookie')?.split(';', 1)[0] ?? ''
-}
+const textOf = async (answer: Response, name: string) => memberText(await answer.json(), name)
 
 /** The status of a refusal, or what an open socket says first. */
 function live (t: Test, origin: string, headers: Record<string, string>, query = ''): Promise<{ status: number, socket: WebSocket }> {
@@ -109,10 +47,10 @@ t.test('every printed command does what its title says, over two nodes', { skip:
     /^\{"user":\{"userId":"alice"/,
     /^\{"type":"hello","auth":\{"authType":"session","via":"cookie","userId":"alice"/,
     /^204\n4006 \{"code":"revoked"/,
-    /^\{"type":"hello","auth":\{"authType":"jwt","via":"header","userId":"alice"[^\n]*\n\{"type":"joined","room":"tenant\/riverside\/agents"\}\n\{"type":"message",[^\n]*"number":\d+,[^\n]*\n$/,
+    /^\{"type":"hello","auth":\{"authType":"jwt","via":"header","userId":"alice"[^\n]*\n(?:\{"type":"membership"[^\n]*\n)?\{"type":"joined","room":"tenant\/riverside\/agents"[^\n]*\n(?:\{"type":"membership"[^\n]*\n)?\{"type":"message",[^\n]*"number":\d+,[^\n]*\n$/,
     /^\{"statusCode":403,"code":"FST_HYBRID_AUTH_FORBIDDEN"/,
-    /^\{"id":"[^"]+","matched":1,"closed":0,"durable":true,"nodes":\{"acknowledged":2,"missing":0\}\}\n(?:\{"type":"message",[^\n]*\n)*\{"type":"permission_update","permissions":\[\],"added":\[\],"removed":\["property:read"\]\}\n(?:\{"type":"context"[^\n]*\n)?\{"type":"left","room":"tenant\/riverside\/agents","reason":"forbidden"\}\n(?:\{"type":"context"[^\n]*\n)?nothing for 3 seconds\n$/,
-    /^\{"id":[^\n]*\n\{"type":"permission_update","permissions":\["property:read"\],"added":\["property:read"\],"removed":\[\]\}\n(?:\{"type":"context"[^\n]*\n)?\{"type":"joined",[^\n]*\n(?:\{"type":"context"[^\n]*\n)?\{"type":"message",/,
+    /^\{"id":"[^"]+","matched":1,"closed":0,"durable":true,"nodes":\{"acknowledged":2,"missing":0\}\}\n(?:\{"type":"message",[^\n]*\n)*\{"type":"permission_update","permissions":\[\],"added":\[\],"removed":\["property:read"\]\}\n(?:\{"type":"(?:context|membership)"[^\n]*\n)*\{"type":"(?:left|membership)","room":"tenant\/riverside\/agents",[^\n]*"reason":"forbidden"\}\n(?:\{"type":"(?:context|membership)"[^\n]*\n)*nothing for 3 seconds\n$/,
+    /^\{"id":[^\n]*\n\{"type":"permission_update","permissions":\["property:read"\],"added":\["property:read"\],"removed":\[\]\}\n(?:\{"type":"(?:context|membership)"[^\n]*\n)*\{"type":"joined",[^\n]*\n(?:\{"type":"(?:context|membership)"[^\n]*\n)*\{"type":"message",/,
     /^\{"id":"[^"]+","matched":1,"closed":1,"durable":true,"nodes":\{"acknowledged":2,"missing":0\}\}\n[\s\S]*4006 \{"code":"revoked"/,
     /^Unexpected server response: 401$/m,
     /^j[\w-]{43}\n$/,
@@ -128,7 +66,7 @@ t.test('every printed command does what its title says, over two nodes', { skip:
 })
 
 t.test('a session of one node is one of the other, and ends on both', { ...needsRedis }, async t => {
-  const { origins: [first = '', second = ''], passwords } = await startDemo(t, 'demo/cluster.js')
+  const { nodes: [first = '', second = ''], passwords } = await startDemo(t, 'demo/cluster.js')
   const cookie = await cookieOf(second, 'alice', passwords.alice)
   const { socket } = await live(t, first, { cookie, origin: first })
   const code = closeCode(socket)
@@ -137,9 +75,27 @@ t.test('a session of one node is one of the other, and ends on both', { ...needs
   t.equal((await fetch(`${first}/me`, { headers: { cookie } })).status, 401)
 })
 
+t.test('one page on both nodes: its connections go to them in turn, and past one that does not answer', { ...needsRedis }, async t => {
+  const { origin, nodes, passwords } = await startDemo(t, 'demo/cluster.js')
+  t.notOk(nodes.includes(origin))
+  const cookie = await cookieOf(origin, 'alice', passwords.alice)
+  for (let i = 0; i < 4; i++) t.equal((await live(t, origin, { cookie, origin })).status, 101, 'the page is of one origin, whichever node it is on')
+  const root = await bearer(origin, 'root', passwords.root)
+  for (const node of nodes) t.match(await (await fetch(`${node}/status`, { headers: root })).json(), { connected: true, sockets: 2 })
+
+  const { startBalancer } = await import(new URL('../demo/balancer.js', import.meta.url).href) as { startBalancer: (options: object) => Promise<{ port: number, stop: () => void }> }
+  const closed = net.createServer().listen(0, '127.0.0.1')
+  await once(closed, 'listening')
+  const gone = Number(Reflect.get(Object(closed.address()) as object, 'port'))
+  closed.close()
+  const balancer = await startBalancer({ host: '127.0.0.1', port: 0, ports: [gone, Number(new URL(nodes[0] ?? '').port)] })
+  t.teardown(() => { balancer.stop() })
+  for (let i = 0; i < 3; i++) t.equal((await fetch(`http://127.0.0.1:${balancer.port}/session`, { headers: { connection: 'close' } })).status, 200)
+})
+
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   t.test(`${signal} to all of its processes ends them, Redis last, and leaves nothing behind`, { ...needsRedis }, async t => {
-    const { child, origins: [first = '', second = ''], passwords, redisPort, printed } = await startDemo(t, 'demo/cluster.js')
+    const { child, nodes: [first = '', second = ''], passwords, redisPort, printed } = await startDemo(t, 'demo/cluster.js')
     const { socket } = await live(t, second, await bearer(first, 'alice', passwords.alice))
     t.equal((await readdir(t.testdirName)).length, 1)
     const ended = once(child, 'exit')
@@ -173,7 +129,7 @@ t.test('ends with status 1 where it cannot start, and says why in one line', asy
     t.teardown(() => { server.close() })
     const address = server.address()
     const port = typeof address === 'object' ? address?.port ?? 0 : 0
-    // Its second node takes the next one.
+    // Its page takes the one before, its first node the next one.
     const { code, text, left } = await run({ PORT: String(port - 1) })
     t.equal(code, 1)
     t.match(text, new RegExp(`^Port ${port} is taken\\. Try others: PORT=4000 npm run demo:cluster$`, 'm'))
@@ -182,7 +138,7 @@ t.test('ends with status 1 where it cannot start, and says why in one line', asy
 })
 
 t.test('one process without Redis: /revoke and /status are for admins, and a revoked user can sign in again', async t => {
-  const { origins: [origin = ''], passwords } = await startDemo(t, 'demo/server.js')
+  const { origin, passwords } = await startDemo(t)
   const alice = await bearer(origin, 'alice', passwords.alice)
   const root = await bearer(origin, 'root', passwords.root)
   const target = { userId: 'alice' }
@@ -208,7 +164,7 @@ t.test('one process without Redis: /revoke and /status are for admins, and a rev
 })
 
 t.test('one process without Redis: a ticket is for who is authenticated, and opens one socket', async t => {
-  const { origins: [origin = ''], passwords } = await startDemo(t, 'demo/server.js')
+  const { origin, passwords } = await startDemo(t)
   t.equal((await post(`${origin}/ticket`, {})).status, 401)
   const answer = await post(`${origin}/ticket`, {}, await bearer(origin, 'alice', passwords.alice))
   t.equal(answer.headers.get('cache-control'), 'no-store')
@@ -216,9 +172,3 @@ t.test('one process without Redis: a ticket is for who is authenticated, and ope
   t.equal((await live(t, origin, {}, `?ticket=${ticket}`)).status, 101)
   t.equal((await live(t, origin, {}, `?ticket=${ticket}`)).status, 401)
 })
-
-function lacks (...programs: string[]): string | false {
-  const folders = (process.env.PATH ?? '').split(':')
-  const missing = programs.filter(program => !folders.some(folder => existsSync(`${folder}/${program}`)))
-  return missing.length > 0 && !process.env.CI ? `needs ${missing.join(', ')}` : false
-}

@@ -1,93 +1,103 @@
-/** The live feed: in and out of the room of one's tenant, what is said there, and in plain words why one is out of it. */
-import { onLive, send } from './live.js'
-import { at, element, showState, time } from './show.js'
+/** The live feed: the room of one's tenant, its numbered stream, and in plain words why one is out of it. */
+import { context, join, leave, on, publish } from './connection.js'
+import { at, element, showState, tell, time, trim } from './show.js'
 
-const MESSAGES = 6
-const NEWS = 3
-const [join, leave, membership, news, feed, publish] = ['join', 'leave', 'membership', 'news', 'feed', 'publish'].map(at)
-
-const MEANS = { 'property:read': 'read properties', 'property:write': 'publish properties' }
-const OUT = {
-  forbidden: 'You are out of the room: no longer allowed.',
-  removed: 'The server has put you out of the room.'
-}
+const SHOWN = 8
+const KINDS = { listed: 'New', reduced: 'Reduced', viewing: 'Viewing', sold: 'Sold' }
+const MEANS = { 'property:read': 'read properties', 'property:write': 'publish properties', operate: 'operate' }
+const [joinButton, leaveButton, membership, feed, form, stream] = ['join', 'leave', 'membership', 'feed', 'publish', 'stream'].map(at)
 const price = new Intl.NumberFormat('en-IE', { style: 'currency', currency: 'EUR', maximumFractionDigits: 0 })
 
-/** Of the socket's tenant; null: there is no socket. */
+/** Of the tenant; null: nobody is there. */
 let room = null
+/** Who has left by a press of the button does not come back by itself. */
+let hasLeft = false
+let latest = null
+let missed = 0
 
-onLive((event, what) => {
-  if (event === 'frame') {
-    take(what)
-    return
-  }
-  room = event === 'open' ? `tenant/${what.tenantId}/agents` : null
-  join.disabled = room === null
+on('greeted', auth => {
+  room = `tenant/${auth.tenantId}/agents`
+  at('room').textContent = auth.tenantId
+  joinButton.disabled = false
+  if (!hasLeft && mayRead(auth)) join(room)
+})
+on('context', auth => { if (!hasLeft && mayRead(auth)) join(room) })
+on('ended', () => {
+  room = null
+  hasLeft = false
+  latest = null
+  missed = 0
+  joinButton.disabled = true
+  stream.textContent = 'nothing yet'
+  feed.replaceChildren()
   show(false, 'closed')
 })
+on('state', state => { if (state !== 'open') show(false, 'waiting') })
 
-join.addEventListener('click', () => { send(JSON.stringify({ type: 'join', room })) })
-leave.addEventListener('click', () => { send(JSON.stringify({ type: 'leave', room })) })
+on('membership', frame => {
+  if (frame.room !== room) return
+  show(frame.isIn, frame.isIn ? 'open' : frame.reason === 'left' ? 'closed' : 'refused')
+  if (frame.isIn) tell('good', 'You are in the room.')
+  else if (frame.reason === 'left') tell('note', 'You have left the room.')
+  else tell('bad', frame.reason === 'forbidden' ? 'You are out of the room: no longer allowed.' : 'The server has put you out of the room.')
+})
+on('permissions', ({ added, removed }) => {
+  if (removed.length > 0) tell('bad', `You may no longer ${inWords(removed)}.`)
+  if (added.length > 0) tell('good', `You may now ${inWords(added)}.`)
+})
+on('refused', frame => {
+  if (frame.room !== room) return
+  const what = frame.id === undefined ? 'enter this room' : 'publish here'
+  tell('bad', frame.code === 'forbidden' ? `You may not ${what}.` : `${frame.message ?? frame.code}.`)
+})
+on('gap', gap => { if (gap.room === room) tell('bad', 'Some of the feed is lost: more than is kept of it.') })
+on('said', ({ room: where, payload }) => { if (where === room) add(Object(payload)) })
 
-publish.addEventListener('submit', event => {
+joinButton.addEventListener('click', () => {
+  hasLeft = false
+  join(room)
+})
+leaveButton.addEventListener('click', () => {
+  hasLeft = true
+  leave(room)
+})
+form.addEventListener('submit', event => {
   event.preventDefault()
-  const { text } = publish.elements
+  const { text } = form.elements
   // The id comes back with a refusal. What is published does not: everybody else gets it.
-  if (send(JSON.stringify({ type: 'message', room, payload: { text: text.value }, id: 'publish' }))) text.value = ''
+  if (!publish(room, { text: text.value, by: context().userId }, crypto.randomUUID())) return
+  add({ text: text.value, by: 'you' })
+  text.value = ''
 })
 
-function take (frame) {
-  switch (frame.type) {
-    case 'message':
-      add(frame.payload)
-      break
-    case 'joined':
-      show(true, 'open')
-      tell('good', 'You are in the room.')
-      break
-    case 'left':
-      show(false, frame.reason === undefined ? 'closed' : 'refused')
-      tell(frame.reason === undefined ? 'note' : 'bad', OUT[frame.reason] ?? 'You have left the room.')
-      break
-    case 'permission_update':
-      if (frame.removed.length > 0) tell('bad', `You may no longer ${inWords(frame.removed)}.`)
-      if (frame.added.length > 0) tell('good', `You may now ${inWords(frame.added)}.`)
-      break
-    case 'error':
-      if (frame.room === room) tell('bad', frame.id === undefined ? refusal('enter this room', frame) : refusal('publish here', frame))
-  }
-}
-
+const mayRead = ({ permissions }) => permissions.includes('property:read')
 const inWords = permissions => permissions.map(name => MEANS[name] ?? name).join(' or ')
-
-const refusal = (what, { code, message }) => code === 'forbidden' ? `You may not ${what}.` : `${message}.`
 
 function show (isIn, kind) {
   showState(membership, isIn ? 'In the room' : 'Not in the room', kind)
   // The focus stays where it was, on the button that undoes what the other did.
-  const hadFocus = document.activeElement === (isIn ? join : leave)
-  join.hidden = isIn
-  leave.hidden = !isIn
-  if (hadFocus) (isIn ? leave : join).focus()
-  for (const one of publish.elements) one.disabled = !isIn
-}
-
-function tell (kind, text) {
-  const item = element('li', '')
-  item.dataset.kind = kind
-  item.append(element('time', time(Date.now())), element('span', text))
-  news.append(item)
-  if (news.childElementCount > NEWS) news.firstElementChild.remove()
+  const hadFocus = document.activeElement === (isIn ? joinButton : leaveButton)
+  joinButton.hidden = isIn
+  leaveButton.hidden = !isIn
+  if (hadFocus) (isIn ? leaveButton : joinButton).focus()
+  for (const one of form.elements) one.disabled = !isIn
 }
 
 /** The latest comes first. */
-function add (payload) {
-  const { number, address, price: asked, text } = Object(payload)
-  const item = element('li', '')
-  item.append(...typeof number === 'number'
-    ? [element('b', `#${number}`), element('span', String(address)), element('span', price.format(asked))]
-    : [element('b', 'said'), element('span', String(text))])
+function add ({ number, kind, address, price: asked, text, by }) {
+  const isProperty = typeof number === 'number'
+  const item = element('li', isProperty
+    ? [element('b', `#${number}`), element('span', KINDS[kind] ?? 'New', { className: 'kind' }), element('span', String(address).slice(0, 60)), element('span', price.format(asked), { className: 'price' })]
+    : [element('b', String(by ?? 'somebody').slice(0, 20)), element('span', String(text).slice(0, 200), { className: 'said' }), element('time', time(Date.now()))])
+  item.dataset.kind = isProperty ? kind : 'said'
   feed.prepend(item)
-  if (feed.childElementCount > MESSAGES) feed.lastElementChild.remove()
-  at('quiet').hidden = true
+  trim(feed, SHOWN)
+  if (isProperty) count(number)
+}
+
+/** By the numbers one sees what was not for this page. */
+function count (number) {
+  if (latest !== null && number > latest) missed += number - latest - 1
+  latest = number
+  stream.textContent = `up to #${number}, ${missed === 0 ? 'none missed' : `${missed} missed`}`
 }

@@ -1,62 +1,46 @@
-/** 4. Roles, for an admin: who has which, and another one by a press of a button. */
-import { ask, onCredentials, readSession } from './credentials.js'
-import { onLive } from './live.js'
-import { at, element } from './show.js'
+/** Roles, for an admin: who has which, and another one by a press of a button. */
+import { ask } from './access.js'
+import { on } from './connection.js'
+import { at, element, button, several } from './show.js'
 
-const [panel, people, outcome] = ['roles', 'people', 'outcome'].map(at)
+const [panel, people, outcome] = ['roles-panel', 'people', 'outcome'].map(at)
 
 /** Counts what was asked: only the last answer is shown. */
 let asked = 0
 
-onCredentials(async hasAny => {
+on('greeted', show)
+on('context', auth => { if ((auth.role === 'admin') === panel.hidden) show(auth) })
+on('ended', hide)
+
+async function show ({ userId, role }) {
   const mine = ++asked
-  const found = hasAny ? await find().catch(() => null) : null
+  const found = role === 'admin' ? await ask('/roles').catch(() => null) : null
   if (mine !== asked) return
   panel.hidden = found === null
-  people.replaceChildren(...found === null ? [] : rows(found))
-})
-
-// What somebody may do has changed, and with it perhaps the role.
-onLive((event, frame) => { if (event === 'frame' && frame.type === 'permission_update') readSession() })
-
-/** null: whoever it is is no admin. */
-async function find () {
-  const { userId, role } = await ask('/me')
-  return role === 'admin' ? { me: userId, ...await ask('/roles') } : null
+  outcome.textContent = ''
+  people.replaceChildren(...found === null ? [] : rowsOf(userId, found))
 }
 
-function rows ({ me, roles, users }) {
-  return Object.entries(users).map(([userId, role]) => {
-    const item = element('li', '')
-    item.append(element('strong', userId), userId === me ? element('span', `${role}, yourself`) : choice(userId, role, roles))
-    return item
-  })
+function hide () {
+  asked++
+  panel.hidden = true
+  people.replaceChildren()
 }
+
+const rowsOf = (me, { roles, users }) => Object.entries(users).map(([userId, role]) =>
+  element('li', [element('strong', userId), userId === me ? element('span', `${role}, yourself`) : choice(userId, role, roles)]))
 
 function choice (userId, role, roles) {
-  const group = element('div', '')
-  group.role = 'group'
-  group.ariaLabel = `Role of ${userId}`
-  group.className = 'choice'
-  const buttons = roles.map(name => {
-    const button = element('button', name)
-    button.type = 'button'
-    button.ariaPressed = String(name === role)
-    button.addEventListener('click', () => change(userId, name, buttons))
-    return button
-  })
-  group.append(...buttons)
-  return group
+  const buttons = roles.map(name => button(name, () => change(userId, name, buttons), { ariaPressed: String(name === role) }))
+  return element('div', buttons, { role: 'group', ariaLabel: `Role of ${userId}`, className: 'choice' })
 }
 
 async function change (userId, role, buttons) {
   try {
-    const { matched, nodes } = await ask('/role', { userId, role })
-    for (const button of buttons) button.ariaPressed = String(button.textContent === role)
+    const { matched, nodes } = await ask('/role', { method: 'POST', body: { userId, role } })
+    for (const one of buttons) one.ariaPressed = String(one.textContent === role)
     outcome.textContent = `${userId}: ${role}. ${several(matched, 'open socket')} asked again, ${several(nodes.acknowledged, 'node')} acknowledged.`
   } catch (error) {
     outcome.textContent = error.message
   }
 }
-
-const several = (count, what) => `${count} ${what}${count === 1 ? '' : 's'}`

@@ -1,0 +1,93 @@
+/** The socket of this page, by the library's own client, and what the parts of the page are told of it. */
+import { createAuthSocket } from '/lib/client/index.js'
+import { getToken, how, who } from './access.js'
+
+const listeners = new Map()
+const wanted = new Set()
+let client = null
+let auth = null
+
+/**
+ * @param name `state`, `degraded`, `closed`, `permissions`, `refused`, `gap`, `logout`: as the client says; `greeted` and `context` with
+ * the context that the server sees; `membership`; `said` with what somebody said in a room; `ended`: there is no socket any more
+ */
+export function on (name, listen) {
+  listeners.set(name, [...listeners.get(name) ?? [], listen])
+}
+
+export const context = () => auth
+
+export function open () {
+  close()
+  const mine = client = createAuthSocket({
+    url: '/live',
+    // Tabs of one user share tokens and a logout.
+    tabs: `${how()}:${who()}`,
+    fallback: { after: 6000, poll: '/poll', interval: 2000 },
+    ...how() === 'token' ? { getToken } : { attach: 'cookie' }
+  })
+  const pass = (event, name = event) => mine.on(event, what => { if (mine === client) tell(name, what) })
+  pass('state')
+  pass('close', 'closed')
+  for (const name of ['permissions', 'degraded', 'gap', 'logout']) pass(name)
+  mine.on('error', ({ stage, error }) => {
+    if (mine !== client || stage !== 'refused') return
+    // It did not get in there, and may ask again.
+    if (error.id === undefined) wanted.delete(error.room)
+    tell('refused', error)
+  })
+  mine.on('message', message => {
+    if (mine !== client) return
+    if (message.room === null) take(JSON.parse(message.data))
+    else tell('said', message)
+  })
+}
+
+/** @param isForAll other tabs of the user as well */
+export function close (isForAll = false) {
+  const last = client
+  client = null
+  auth = null
+  wanted.clear()
+  if (isForAll) last?.logout()
+  last?.close()
+  tell('ended')
+}
+
+/** As it is, now or once there is a connection. */
+export function connect () {
+  client?.connect()
+}
+
+export function join (room) {
+  if (wanted.has(room)) return
+  wanted.add(room)
+  client?.join(room)
+}
+
+export function leave (room) {
+  wanted.delete(room)
+  client?.leave(room)
+}
+
+export const publish = (room, payload, id) => client?.publish(room, payload, id) === true
+
+function take (frame) {
+  switch (frame.type) {
+    case 'hello':
+      auth = frame.auth
+      tell('greeted', auth)
+      break
+    case 'context':
+      auth = frame.auth
+      tell('context', auth)
+      break
+    case 'membership':
+      if (!frame.isIn) wanted.delete(frame.room)
+      tell('membership', frame)
+  }
+}
+
+function tell (name, what) {
+  for (const listen of listeners.get(name) ?? []) listen(what)
+}
