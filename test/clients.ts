@@ -1,6 +1,6 @@
 /** Clients that keep what they were told, a WebSocket that a test plays the other end of, and time that passes when it says so. */
 import websocket from '@fastify/websocket'
-import Fastify, { type FastifyInstance } from 'fastify'
+import Fastify, { type FastifyInstance, type FastifyReply } from 'fastify'
 import type { Test } from 'tap'
 import { WebSocket } from 'ws'
 import { createAuthSocket, type AuthSocket, type AuthSocketEvents, type AuthSocketOptions, type Data, type SocketClass, type SocketLike, type State } from '../lib/client/index.js'
@@ -226,8 +226,8 @@ export function fakeTime (t: Test, random = 0.5): FakeTime {
   let now = 1000
   let made = 0
   let chance = random
-  const set = (run: () => void, ms = 0) => {
-    timers.set(++made, { at: now + (ms >= 1 && ms <= LONGEST ? ms : 1), run })
+  const set = (run: (...given: unknown[]) => void, ms = 0, ...given: unknown[]) => {
+    timers.set(++made, { at: now + (ms >= 1 && ms <= LONGEST ? ms : 1), run () { run(...given) } })
     return made
   }
   const real = { setTimeout: globalThis.setTimeout, clearTimeout: globalThis.clearTimeout }
@@ -268,4 +268,182 @@ export function timersSet (t: Test): number[] {
   globalThis.setTimeout = spy
   t.teardown(() => { globalThis.setTimeout = real })
   return delays
+}
+
+let tokensMade = 0
+
+/** A token as it looks from outside, that lasts so many seconds. */
+export function lookalike (seconds: number, claims: object = {}): string {
+  return `e30.${Buffer.from(JSON.stringify({ sub: 'alice', iat: 5000, exp: 5000 + seconds, n: ++tokensMade, ...claims })).toString('base64url')}.c2ln`
+}
+
+/** Members of `globalThis` for the test, in place of those that are there. */
+export function setGlobals (t: Test, members: Record<string, unknown>): void {
+  for (const [name, value] of Object.entries(members)) {
+    const before = Object.getOwnPropertyDescriptor(globalThis, name)
+    Object.defineProperty(globalThis, name, { value, configurable: true, writable: true })
+    t.teardown(() => {
+      if (before === undefined) Reflect.deleteProperty(globalThis, name)
+      else Object.defineProperty(globalThis, name, before)
+    })
+  }
+}
+
+export interface Page {
+  navigator: { onLine?: boolean, locks?: FakeLocks }
+  document: { hidden: boolean }
+  fire: (type: string, members?: { persisted?: boolean }) => void
+  /** The intervals that are set, each of which is over at once. */
+  tick: () => void
+  intervals: () => number
+}
+
+/** What a page has and Node has not. */
+export function inPage (t: Test): Page {
+  const target = new EventTarget()
+  const [navigator, document] = [{ onLine: true }, { hidden: false }]
+  const intervals = new Map<number, () => void>()
+  let made = 0
+  setGlobals(t, {
+    navigator,
+    document,
+    addEventListener: target.addEventListener.bind(target),
+    setInterval: (run: () => void) => {
+      intervals.set(++made, run)
+      return made
+    },
+    clearInterval: (interval: number) => { intervals.delete(interval) }
+  })
+  return {
+    navigator,
+    document,
+    fire (type, members = {}) { target.dispatchEvent(Object.assign(new Event(type), members)) },
+    tick () { for (const run of [...intervals.values()]) run() },
+    intervals: () => intervals.size
+  }
+}
+
+/** As `navigator.locks`: one at a time has the name, in the order in which they asked for it. */
+export class FakeLocks {
+  waiting = 0
+  readonly #last = new Map<string, Promise<unknown>>()
+
+  async request (name: string, { signal }: { signal: AbortSignal }, work: () => Promise<void>): Promise<void> {
+    const before = this.#last.get(name)
+    let release: () => void = () => {}
+    const over = new Promise<void>(resolve => { release = resolve })
+    this.#last.set(name, Promise.all([before, over]))
+    this.waiting++
+    try {
+      await new Promise((resolve, reject) => {
+        const abort = () => { reject(new DOMException('the request was aborted', 'AbortError')) }
+        if (signal.aborted) abort()
+        signal.addEventListener('abort', abort)
+        Promise.resolve(before).then(resolve, reject)
+      })
+    } catch (error) {
+      release()
+      throw error
+    } finally {
+      this.waiting--
+    }
+    try {
+      await work()
+    } finally {
+      release()
+    }
+  }
+}
+
+/** Resolves when it holds, asked every turn of the loop, also where time is the test's. */
+export async function soon (what: string, holds: () => boolean): Promise<void> {
+  const started = process.hrtime.bigint()
+  while (!holds()) {
+    if (process.hrtime.bigint() - started > 5_000_000_000n) throw new Error(`never: ${what}`)
+    await settle()
+  }
+}
+
+export interface Sibling {
+  heard: unknown[]
+  say: (message: unknown) => void
+  /** All that was said by anybody so far has come. */
+  settled: () => Promise<void>
+}
+
+/** What another tab of the page hears and says. */
+export function siblingOf (t: Test, name: string): Sibling {
+  const [channel, other] = [new BroadcastChannel(name), new BroadcastChannel(name)]
+  t.teardown(() => {
+    channel.close()
+    other.close()
+  })
+  const heard: unknown[] = []
+  let marks = 0
+  let seen = 0
+  channel.onmessage = (event: unknown) => {
+    const { data } = event as { data: unknown }
+    if (typeof data === 'object' && data !== null && 'mark' in data) seen++
+    else heard.push(data)
+  }
+  return {
+    heard,
+    say (message) { channel.postMessage(message) },
+    async settled () {
+      const mark = ++marks
+      other.postMessage({ mark })
+      await soon('the mark', () => seen >= mark)
+      // What follows from it has gone on too.
+      for (let i = 0; i < 10; i++) await settle()
+    }
+  }
+}
+
+export interface Poll { authorization: string | undefined, rooms: Record<string, string | null> }
+
+export interface PollServer {
+  url: string
+  /** What was asked, in order. */
+  polls: Poll[]
+  /** Puts it into the history of a room. */
+  keep: (room: string, payload: unknown, id?: string) => void
+  /** Answers the next polls in place of the history, in their order. */
+  instead: Array<(reply: FastifyReply) => unknown>
+}
+
+/** A plain route that answers polls as the server's helper does: of each room what follows its cursor. */
+export async function pollServer (t: Test, keeps = 100): Promise<PollServer> {
+  const histories = new Map<string, Array<{ payload: unknown, cursor: string, id?: string }>>()
+  const polls: Poll[] = []
+  const instead: PollServer['instead'] = []
+  let last = 0
+  const cursorOf = (n: number) => `c${n}`
+  const answerOf = (room: string, cursor: string | null) => {
+    const history = (histories.get(room) ?? []).slice(-keeps)
+    const now = cursorOf(last)
+    if (cursor === null) return { messages: [], cursor: now }
+    const from = Number(cursor.slice(1))
+    const messages = history.filter(message => Number(message.cursor.slice(1)) > from)
+    const isGap = (histories.get(room) ?? []).filter(message => Number(message.cursor.slice(1)) > from).length > messages.length
+    return { messages, cursor: now, ...(isGap && { gap: true }) }
+  }
+  const app = Fastify(watchLog(t, { forceCloseConnections: true }))
+  t.teardown(() => app.close())
+  app.post<{ Body: { rooms: Record<string, string | null> } }>('/poll', async ({ headers, body }, reply) => {
+    polls.push({ authorization: headers.authorization, rooms: body.rooms })
+    const other = instead.shift()
+    if (other !== undefined) return other(reply)
+    return { rooms: Object.fromEntries(Object.entries(body.rooms).map(([room, cursor]) => [room, answerOf(room, cursor)])) }
+  })
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  return {
+    url: `http://127.0.0.1:${portOf(app)}/poll`,
+    polls,
+    instead,
+    keep (room, payload, id) {
+      const history = histories.get(room) ?? []
+      history.push({ payload, cursor: cursorOf(++last), ...(id !== undefined && { id }) })
+      histories.set(room, history)
+    }
+  }
 }

@@ -3,8 +3,8 @@ import { backoff, MAX_DELAY } from './backoff.js'
 import { createEmitter } from './emitter.js'
 import { page, type Data, type SocketClass } from './environment.js'
 import { createFallback } from './fallback.js'
-import { meaningOf, read, type Meaning } from './frames.js'
-import { createIncoming } from './incoming.js'
+import { frameIn, meaningOf, read, type Meaning } from './frames.js'
+import { obey } from './incoming.js'
 import { LOST, openLink, type Link } from './link.js'
 import { createStream, type MessageStream } from './messages.js'
 import { isOffline, watchPage } from './page.js'
@@ -20,87 +20,76 @@ const [PATIENCE, DOUBT] = [15_000, 5000]
 const STABLE = 5000
 /** After so many connections in a row that never opened the token may be why: a browser does not say. */
 const SUSPICIOUS = 2
-/** Reasons for which a client that stops must not come back with the same token. */
-const TOKEN_IS_OVER: readonly string[] = ['authentication_failed', 'refresh_failed', 'revoked']
+
+type Timer = ReturnType<typeof setTimeout> | undefined
 
 export function createClient (options: AuthSocketOptions, Socket: SocketClass): AuthSocket {
-  const { url, getToken, attach = getToken === undefined ? 'cookie' : 'protocol', signal, queue: limit = 0 } = options
-  const { on, emit } = createEmitter<AuthSocketEvents>()
+  const { url, getToken, attach = getToken ? 'protocol' : 'cookie', signal, queue: limit = 0, tabs: name = page.document && typeof url !== 'function' && `hybrid-auth ${String(url)}` } = options
+  const [on, emit] = createEmitter<AuthSocketEvents>()
   const closing = new AbortController()
+  const isTicket = attach === 'ticket'
+  const tokens = getToken && attach !== 'cookie' ? createTokens(getToken, isTicket) : null
+  const rooms = createRooms(deliver, room => { emit('gap', { room }) })
+  const fallback = options.fallback && createFallback(options.fallback, tokens, rooms, emit, () => { logOut('server') })
+  const tabs = name
+    ? joinTabs(name, !isTicket, closing.signal, token => { if (state !== 'closed' && tokens?.adopt(token) && state === 'open') refresh?.offer(token) }, () => { logOut('tab') })
+    : null
+  if (tabs) tokens?.sharedBy(tabs)
+
   const streams = new Set<MessageStream>()
   const queue: Data[] = []
-  const tokens = getToken === undefined || attach === 'cookie' ? null : createTokens(getToken, attach === 'ticket')
-  const rooms = createRooms(emit, deliver)
-  const incoming = createIncoming({ rooms, emit, deliver, opened, onSuccess: expiresIn => { tokens?.lasts(expiresIn); refresh?.plan() }, refresh: () => refresh })
-  const name = options.tabs ?? (page.document === undefined || typeof url === 'function' ? false : `hybrid-auth ${String(url)}`)
-  const tabs = name === false
-    ? null
-    : joinTabs(name, attach !== 'ticket', closing.signal, {
-      onToken (token) { if (state !== 'closed' && tokens?.adopt(token) === true) refresh?.offer(token) },
-      onLogout () { logOut('tab') }
-    })
-  tokens?.joined(tabs)
-  const fallback = options.fallback === undefined
-    ? null
-    : createFallback(options.fallback, { tokens, rooms, emit, onLoggedOut () { end('logged_out') } })
-
   let state: State = 'waiting'
   let identity: ClientIdentity | null = null
   let link: Link | null = null
   let refresh: Refresh | null = null
   /** What the connection came with. */
   let sent: string | null = null
+  /** What came before it was known as whom the connection is open. */
+  let early: unknown[] = []
+  let bye: Meaning | null = null
   /** Which attempt counts: what an older one brings is late. */
   let turn = 0
   let failures = 0
   let neverOpened = 0
-  let wasOpen = false
+  let recovered = false
   /** Not sooner than the server says, by a clock that nobody sets. */
   let notBefore = 0
-  const timers: { retry?: Timer, stable?: Timer, patience?: Timer } = {}
+  let retryTimer: Timer
+  let stableTimer: Timer
+  /** Until a connection opens, and until one that is in doubt says something. */
+  let patienceTimer: Timer
 
   function connect (): void {
-    if (signal?.aborted === true) close()
+    if (signal?.aborted) close()
     if (closing.signal.aborted || state === 'connecting' || state === 'open') return
     const mine = stop()
     become('connecting')
     // Whoever is told anything may close or connect it.
     if (mine !== turn) return
     open(mine).catch((error: unknown) => {
-      if (mine !== turn) return
-      emit('error', { stage: 'token', error })
+      if (mine === turn) emit('error', { stage: 'token', error })
       if (mine === turn) later(0)
     })
   }
 
   async function open (mine: number): Promise<void> {
-    const token = tokens === null ? null : await tokens.forConnection()
+    const token = sent = tokens && await tokens.forConnection()
     if (mine !== turn) return
-    if (token === null && tokens !== null) {
+    if (tokens && !token) {
       end('no_credential')
       return
     }
-    sent = token
-    // Another ticket opens another socket, and is nothing to an open one.
-    if (tokens !== null && attach !== 'ticket') {
-      refresh = createRefresh(token, {
-        tokens,
-        say,
-        onNone () { end('no_credential') },
-        onError (error) { emit('error', { stage: 'token', error }) }
-      })
-    }
+    // Another ticket is nothing to a socket that is open.
+    if (tokens && !isTicket) refresh = createRefresh(token, tokens, say, () => { end('no_credential') }, error => { emit('error', { stage: 'token', error }) })
     try {
-      link = openLink(Socket, url, attach, token, {
-        // It is open when the server has said for whom.
-        onOpen () { say(attach === 'message' ? { type: 'auth', token } : { type: 'auth_status' }) },
-        onMessage (data) {
-          if (state === 'open') clearTimeout(timers.patience)
-          incoming.receive(data)
-        },
-        onClose: lost
-      })
-      wait(PATIENCE)
+      // It is open when the server has said for whom.
+      const opening = openLink(Socket, url, attach, token, () => { say(attach === 'message' ? { type: 'auth', token } : { type: 'auth_status' }) }, receive, lost)
+      // Who gave the address may have closed it.
+      if (mine !== turn) opening.drop()
+      else {
+        link = opening
+        wait(PATIENCE)
+      }
     } catch (error) {
       // Neither the address nor the token becomes another by trying again.
       emit('error', { stage: 'connect', error })
@@ -110,19 +99,35 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
 
   function opened (user: ClientIdentity | null): void {
     const mine = turn
-    clearTimeout(timers.patience)
-    if (identity !== null && user?.id !== identity.id) queue.length = 0
+    if (identity && user?.id !== identity.id) queue.length = 0
     identity = user
     neverOpened = 0
-    timers.stable = setTimeout(() => { failures = 0 }, STABLE)
-    const recovered = wasOpen
-    wasOpen = true
-    fallback?.over()
+    stableTimer = setTimeout(() => { failures = 0 }, STABLE)
+    fallback?.end()
     if (mine !== turn) return
     for (const room of rooms.cursors.keys()) say(rooms.frameFor(room))
-    for (let data = queue[0]; data !== undefined && link?.send(data) === true; data = queue[0]) queue.shift()
+    while (queue[0] !== undefined && link?.send(queue[0])) queue.shift()
+    // Another tab may have brought it meanwhile.
+    const newer = tokens?.held()
+    if (newer && newer !== sent) refresh?.offer(newer)
     become('open')
     if (mine === turn) emit('open', { identity, recovered })
+    recovered = true
+    for (const data of early.splice(0)) if (mine === turn) receive(data)
+  }
+
+  function receive (data: unknown): void {
+    const frame = frameIn(data)
+    const isOpen = state === 'open'
+    if (isOpen) calm()
+    const isOurs = (isOpen || /^(auth_success|error|bye)$/.test(String(frame.type))) && obey(frame, rooms, refresh, emit, (user, expiresIn) => {
+      calm()
+      if (expiresIn !== undefined) tokens?.lasts(expiresIn)
+      refresh?.plan()
+      if (state !== 'open') opened(user)
+    }, () => { bye = meaningOf(LOST, frame) })
+    if (!isOurs && isOpen) deliver({ data, room: null })
+    else if (!isOurs) early.push(data)
   }
 
   function deliver (message: ClientMessage): void {
@@ -131,23 +136,24 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
   }
 
   function lost (code: number, text: string): void {
-    const isFirst = state === 'connecting'
-    const meaning = (code === LOST ? incoming.bye() : null) ?? meaningOf(code, read(text))
-    const token = refresh?.accepted() ?? sent
+    const meaning = code === LOST && bye ? bye : meaningOf(code, read(text))
+    const { reason, action } = meaning
+    const token = refresh ? refresh.accepted() : sent
+    if (state !== 'open' && code === LOST && ++neverOpened === SUSPICIOUS) tokens?.suspect()
+    // Who stops must not come back with a token that is over.
+    if (action === 'refresh' || /^(authentication_f|refresh_f|revoked)/.test(reason)) tokens?.reject(token)
     const mine = stop()
-    if (isFirst && code === LOST && ++neverOpened === SUSPICIOUS) tokens?.suspect()
-    if (meaning.action === 'refresh' || TOKEN_IS_OVER.includes(meaning.reason)) tokens?.reject(token)
-    if (meaning.action === 'stop') {
-      if (meaning.reason === 'revoked') emit('logout', { by: 'server' })
-      if (mine === turn) end(meaning.reason, meaning)
+    if (action === 'stop') {
+      if (reason === 'revoked') emit('logout', { by: 'server' })
+      if (mine === turn) end(reason, code, action)
       return
     }
-    emit('close', { code, reason: meaning.reason, action: meaning.action, terminal: false })
+    emit('close', { code, reason, action, terminal: false })
     if (mine !== turn) return
-    if (meaning.reason !== 'inactive') later(meaning.retryAfterMs)
+    if (reason !== 'inactive') later(meaning.retryAfterMs)
     else {
-      fallback?.over()
-      become('idle')
+      fallback?.end()
+      if (mine === turn) become('idle')
     }
   }
 
@@ -159,14 +165,18 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
   }
 
   function retryIn (delay: number): void {
-    clearTimeout(timers.retry)
+    clearTimeout(retryTimer)
     // The way back is told of.
-    if (!isOffline()) timers.retry = setTimeout(connect, Math.min(MAX_DELAY, delay))
+    if (!isOffline()) retryTimer = setTimeout(connect, Math.min(MAX_DELAY, delay))
   }
 
   function wait (patience: number): void {
-    clearTimeout(timers.patience)
-    timers.patience = setTimeout(() => { lost(LOST, '') }, patience)
+    patienceTimer ??= setTimeout(() => { lost(LOST, '') }, patience)
+  }
+
+  function calm (): void {
+    clearTimeout(patienceTimer)
+    patienceTimer = undefined
   }
 
   function logOut (by: AuthSocketEvents['logout']['by']): void {
@@ -178,11 +188,13 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
   }
 
   /** For good, unless somebody connects it again, who may be somebody else. */
-  function end (reason: string, { code, action }: Pick<Meaning, 'code' | 'action'> = { code: 1000, action: 'stop' }): void {
-    stop()
-    fallback?.over()
+  function end (reason: string, code = 1000, action: Meaning['action'] = 'stop'): void {
+    const mine = stop()
     queue.length = 0
     tokens?.forget()
+    fallback?.end()
+    // Who was told of that may have ended it already.
+    if (mine !== turn) return
     become('closed')
     emit('close', { code, reason, action, terminal: true })
     for (const stream of streams) stream.end()
@@ -191,18 +203,18 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
 
   /** Whatever goes on is over. @returns the turn of what comes next */
   function stop (): number {
-    for (const timer of Object.values(timers)) clearTimeout(timer)
-    incoming.reset()
+    for (const timer of [retryTimer, stableTimer]) clearTimeout(timer)
+    calm()
+    early = []
     refresh?.end()
-    refresh = null
     link?.drop()
-    link = null
+    bye = refresh = link = null
     return ++turn
   }
 
   function become (next: State): void {
     state = next
-    if (next === 'connecting' || next === 'waiting') fallback?.needed()
+    if (next === 'connecting' || next === 'waiting') fallback?.begin()
     emit('state', next)
   }
 
@@ -211,7 +223,7 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
   }
 
   function send (data: Data): boolean {
-    if (state === 'open' && link?.send(data) === true) return true
+    if (state === 'open' && link?.send(data)) return true
     if (state !== 'closed' && queue.length < limit) queue.push(data)
     if (state === 'idle') connect()
     return false
@@ -230,21 +242,17 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
     wait(DOUBT)
   }
 
-  signal?.addEventListener('abort', close, { once: true, signal: closing.signal })
-  watchPage(closing.signal, {
-    onAway () {
-      if (state !== 'connecting' && state !== 'open') return
-      stop()
-      become('waiting')
-    },
-    onBack () {
-      const left = notBefore - performance.now()
-      if (state !== 'waiting') inDoubt()
-      else if (left > 0) retryIn(left)
-      else connect()
-    },
-    onDoubt: inDoubt
-  })
+  signal?.addEventListener('abort', close, { signal: closing.signal })
+  watchPage(closing.signal, () => {
+    if (state !== 'connecting' && state !== 'open') return
+    stop()
+    become('waiting')
+  }, () => {
+    const left = notBefore - performance.now()
+    if (state !== 'waiting') inDoubt()
+    else if (left > 0) retryIn(left)
+    else connect()
+  }, inDoubt)
 
   return {
     get state () { return state },
@@ -266,8 +274,8 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
       rooms.cursors.delete(room)
       if (state === 'open') say({ type: 'leave', room })
     },
-    publish (room, payload, id = crypto.randomUUID()) {
-      rooms.published(id)
+    publish (room, payload, id = crypto.getRandomValues(new Uint32Array(4)).join('-')) {
+      rooms.published(room, id)
       return send(JSON.stringify({ type: 'message', room, payload, id }))
     },
     [Symbol.asyncIterator] () {
@@ -278,5 +286,3 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
     }
   }
 }
-
-type Timer = ReturnType<typeof setTimeout>

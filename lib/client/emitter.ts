@@ -1,24 +1,14 @@
-/** Listeners by event. One that throws does not keep the others, or the client, from what they do. */
-export function createEmitter<Events extends object> () {
-  const listeners = new Map<keyof Events, Set<(event: never) => void>>()
-  return {
-    /** @returns what takes the listener off again */
-    on: <Name extends keyof Events>(name: Name, listener: (event: Events[Name]) => void): () => void => {
-      const those = listeners.get(name) ?? new Set()
-      listeners.set(name, those.add(listener))
-      return () => { those.delete(listener) }
-    },
-    emit: <Name extends keyof Events>(name: Name, event: Events[Name]): void => {
-      for (const listener of [...listeners.get(name) ?? []]) {
-        try {
-          (listener as (event: Events[Name]) => void)(event)
-        } catch (error) {
-          // As loud as it would be anywhere else.
-          setTimeout(() => { throw error })
-        }
-      }
-    }
-  }
-}
+/** Typed events over an EventTarget: a listener that throws is as loud as anywhere else, and keeps nobody from what they do. */
+export type Emit<Events extends object> = <Name extends keyof Events & string>(name: Name, detail: Events[Name]) => void
 
-export type Emit<Events extends object> = <Name extends keyof Events>(name: Name, event: Events[Name]) => void
+export function createEmitter<Events extends object> () {
+  const target = new EventTarget()
+  const emit: Emit<Events> = (name, detail) => { target.dispatchEvent(new CustomEvent(name, { detail })) }
+  /** @returns what takes the listener off again */
+  const on = <Name extends keyof Events & string>(name: Name, listener: (event: Events[Name]) => void): () => void => {
+    const heard = (event: Event): void => { listener((event as CustomEvent<Events[Name]>).detail) }
+    target.addEventListener(name, heard)
+    return () => { target.removeEventListener(name, heard) }
+  }
+  return [on, emit] as const
+}

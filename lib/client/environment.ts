@@ -34,11 +34,17 @@ export interface Channel {
 }
 
 interface PageGlobals {
+  readonly WebSocket: SocketClass
   readonly location: { readonly href: string }
   readonly document: { readonly hidden: boolean }
   readonly navigator: { readonly onLine?: boolean, readonly locks?: Locks }
   readonly BroadcastChannel: new (name: string) => Channel
   addEventListener (type: string, listener: (event: { readonly persisted?: boolean }) => void, options: { readonly signal: AbortSignal }): void
+}
+
+/** In Node nobody has to wait for it. */
+export function unref (thing: unknown): void {
+  (Object(thing) as { readonly unref?: () => void }).unref?.()
 }
 
 /** Of what a page has, Node has some; all of it may be missing. */

@@ -1,98 +1,84 @@
 /** Without a socket: what is said in the rooms, asked for over HTTP with the same credential, until there is a socket again. */
+import { MAX_DELAY } from './backoff.js'
 import type { Emit } from './emitter.js'
-import { read } from './frames.js'
+import { read, type Values } from './frames.js'
 import { isOffline } from './page.js'
-import { page } from './environment.js'
 import type { Rooms } from './rooms.js'
 import type { Tokens } from './tokens.js'
 import type { AuthSocketEvents, Fallback } from './types.js'
 
 /** A poll takes no longer, in milliseconds. */
 const PATIENCE = 15_000
-const [AFTER, INTERVAL] = [10_000, 5000]
 
-export interface FallbackParts {
-  readonly tokens: Tokens | null
-  readonly rooms: Rooms
-  readonly emit: Emit<AuthSocketEvents>
-  /** The session is over. */
-  readonly onLoggedOut: () => void
-}
-
-/** When there is a socket, and when there is none. */
-export function createFallback ({ after = AFTER, poll, interval = INTERVAL }: Fallback, { tokens, rooms, emit, onLoggedOut }: FallbackParts) {
+/** @param onLoggedOut the session is over */
+export function createFallback ({ after = 10_000, poll, interval = 5000 }: Fallback, tokens: Tokens | null, rooms: Rooms, emit: Emit<AuthSocketEvents>, onLoggedOut: () => void) {
   let timer: ReturnType<typeof setTimeout> | undefined
   let polling: AbortController | null = null
 
   /** @returns how long the server wants not to be asked, in milliseconds */
   async function ask (signal: AbortSignal): Promise<number> {
-    const token = tokens === null ? null : await tokens.forConnection()
+    const token = tokens && await tokens.forConnection()
     // Where there is none any more the next attempt to connect ends the client.
-    if (signal.aborted || (token === null && tokens !== null)) return 0
-    const response = await fetch(new URL(poll, page.location?.href), {
+    if (signal.aborted || (tokens && !token)) return 0
+    const response = await fetch(poll, {
       method: 'POST',
-      headers: { 'content-type': 'application/json', ...(token !== null && { authorization: `Bearer ${token}` }) },
-      credentials: token === null ? 'include' : 'omit',
+      // The credential is for this address alone.
+      redirect: 'error',
+      credentials: token ? 'omit' : 'include',
+      headers: { 'content-type': 'application/json', ...(token && { authorization: `Bearer ${token}` }) },
       body: JSON.stringify({ rooms: Object.fromEntries(rooms.cursors) }),
       signal: AbortSignal.any([signal, AbortSignal.timeout(PATIENCE)])
     })
-    const { status, headers } = response
-    const text = await response.text()
-    if (status === 200) take(Object(read(text).rooms) as Answers, signal)
-    else if (status === 401 && tokens !== null) tokens.reject(token)
-    else if (status === 401) onLoggedOut()
-    else emit('error', { stage: 'poll', error: new Error(`the server answered ${status}`) })
-    return Number(headers.get('retry-after')) * 1000
+    const { rooms: answers } = read(await response.text())
+    if (response.ok) for (const [room, answer] of Object.entries(Object(answers) as Values)) take(room, Object(answer) as Values, signal)
+    else if (response.status !== 401) emit('error', { stage: 'poll', error: new Error(`the server answered ${response.status}`) })
+    else if (tokens) tokens.reject(token)
+    else onLoggedOut()
+    return Math.min(MAX_DELAY, Number(response.headers.get('retry-after')) * 1000 || 0)
   }
 
-  function take (answers: Answers, signal: AbortSignal): void {
-    for (const [room, answer] of Object.entries(answers)) {
-      const { messages, error, ...rest } = Object(answer) as Answers
-      if (!rooms.cursors.has(room)) continue
-      if (error !== undefined) {
-        rooms.cursors.delete(room)
-        emit('error', { stage: 'refused', error: { type: 'error', code: error, room } })
-      } else {
-        for (const message of Array.isArray(messages) ? messages : []) if (!signal.aborted) rooms.message(room, Object(message) as Answers)
-        if (!signal.aborted) rooms.joined(room, rest)
-      }
-    }
-  }
-
-  function begin (signal: AbortSignal): void {
-    round(signal).catch(() => {})
+  function take (room: string, { messages, error, cursor, gap }: Values, signal: AbortSignal): void {
+    // A listener may close the client, or leave the room.
+    const isOver = (): boolean => signal.aborted || !rooms.cursors.has(room)
+    if (isOver()) return
+    if (error) {
+      rooms.cursors.delete(room)
+      emit('error', { stage: 'refused', error: { type: 'error', code: error, room } })
+    } else for (const one of Array.isArray(messages) ? [...messages as unknown[], { cursor, gap }] : []) if (!isOver()) rooms.take(room, Object(one) as Values)
   }
 
   /** Never rejects. */
   async function round (signal: AbortSignal): Promise<void> {
     let wait = 0
     try {
-      if (!isOffline() && rooms.cursors.size > 0) wait = await ask(signal)
+      if (rooms.cursors.size && !isOffline()) wait = await ask(signal)
     } catch (error) {
       if (!signal.aborted) emit('error', { stage: 'poll', error })
     }
-    if (!signal.aborted) timer = setTimeout(() => { begin(signal) }, Math.max(wait, interval * (0.5 + Math.random())))
+    if (!signal.aborted) timer = setTimeout(() => { go(signal) }, Math.max(wait, interval * (0.5 + Math.random())))
+  }
+
+  function go (signal: AbortSignal): void {
+    round(signal).catch(() => {})
   }
 
   return {
-    /** There is none: if that lasts it is polled. */
-    needed (): void {
+    /** There is no socket: if that lasts, the rooms are polled. */
+    begin (): void {
       timer ??= setTimeout(() => {
         const { signal } = polling = new AbortController()
         emit('degraded', true)
-        begin(signal)
+        if (!signal.aborted) go(signal)
       }, after)
     },
-    /** There is one, or there will be none. */
-    over (): void {
+    /** There is one, or none is wanted. */
+    end (): void {
       clearTimeout(timer)
       timer = undefined
-      if (polling === null) return
+      if (!polling) return
       polling.abort()
       polling = null
       emit('degraded', false)
     }
   }
 }
-
-type Answers = Readonly<Record<string, unknown>>

@@ -2,43 +2,40 @@
 import type { CloseAction } from '../protocol.js'
 import type { ClosedEvent } from './types.js'
 
+export type Values = Readonly<Record<string, unknown>>
+
 /** As an object; one without members where it is none. */
-export function read (text: unknown): Readonly<Record<string, unknown>> {
+export function read (text: unknown): Values {
   try {
-    return Object(JSON.parse(String(text))) as Record<string, unknown>
+    return Object(JSON.parse(String(text))) as Values
   } catch {
     return {}
   }
 }
 
-/** Our frames, as the server writes them: the type first. */
-const OURS = /^\{"type":"[a-z_]{1,40}"/
-
-/** null: it is the application's. */
-export const frameIn = (data: unknown): Readonly<Record<string, unknown>> | null =>
-  typeof data === 'string' && OURS.test(data) ? read(data) : null
+/** Our frames, as the server writes them: the type first. What is not one has no type. */
+export const frameIn = (data: unknown): Values => /^\{"type":"[a-z_]+"/.test(String(data)) ? read(data) : {}
 
 export interface Meaning extends Omit<ClosedEvent, 'terminal'> {
   /** In milliseconds; 0: nothing was said. */
   readonly retryAfterMs: number
 }
 
-const ACTIONS: readonly unknown[] = ['stop', 'refresh', 'retry', 'reconnect'] satisfies CloseAction[]
-/** Of a code that came without a reason, as a way between may leave it. Others of ours stop, and what is not ours is tried again. */
-const ACTION_OF: Readonly<Partial<Record<number, CloseAction>>> = {
-  1012: 'reconnect', 4002: 'refresh', 4003: 'reconnect', 4005: 'refresh', 4008: 'retry', 4009: 'retry', 4012: 'retry'
-}
-/** Those that a client does something about. */
-const REASON_OF: Readonly<Partial<Record<number, string>>> = { 4003: 'inactive', 4006: 'revoked' }
-
 /** What the reason says, else what the code means, else that the way was lost. */
-export function meaningOf (code: number, { code: reason, action, retryAfterMs }: Readonly<Record<string, unknown>>): Meaning {
+export function meaningOf (code: number, { code: reason, action, retryAfterMs }: Values): Meaning {
   return {
     code,
-    reason: typeof reason === 'string' ? reason : REASON_OF[code] ?? '',
-    action: isAction(action) ? action : ACTION_OF[code] ?? (code > 4000 && code < 4014 ? 'stop' : 'retry'),
-    retryAfterMs: typeof retryAfterMs === 'number' ? Math.max(0, retryAfterMs) : 0
+    // Those that a client does something about: a way between may lose the reason.
+    reason: typeof reason === 'string' ? reason : code === 4003 ? 'inactive' : code === 4006 ? 'revoked' : '',
+    action: isAction(action) ? action : actionOf(code),
+    retryAfterMs: typeof retryAfterMs === 'number' && retryAfterMs > 0 ? retryAfterMs : 0
   }
 }
 
-const isAction = (value: unknown): value is CloseAction => ACTIONS.includes(value)
+const isAction = (value: unknown): value is CloseAction => ['stop', 'refresh', 'retry', 'reconnect'].includes(value as string)
+
+function actionOf (code: number): CloseAction {
+  if (code === 4002 || code === 4005) return 'refresh'
+  if (code === 4003 || code === 1012) return 'reconnect'
+  return code > 4000 && code < 4014 && ![4008, 4009, 4012].includes(code) ? 'stop' : 'retry'
+}

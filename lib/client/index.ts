@@ -1,6 +1,6 @@
 /** `fastify-hybrid-auth/client`: a WebSocket that stays authenticated, for browsers and Node. */
 import { createClient } from './client.js'
-import type { SocketClass } from './environment.js'
+import { page } from './environment.js'
 import type { AuthSocket, AuthSocketOptions } from './types.js'
 
 /**
@@ -8,18 +8,11 @@ import type { AuthSocket, AuthSocketOptions } from './types.js'
  * @throws TypeError on options that contradict each other, and where there is no WebSocket
  */
 export function createAuthSocket (options: AuthSocketOptions): AuthSocket {
-  const Socket = options.WebSocket ?? globalSocket()
-  if (Socket === null) throw new TypeError('there is no WebSocket here: give the option WebSocket')
-  if (options.getToken === undefined && options.attach !== undefined && options.attach !== 'cookie') throw new TypeError(`attach: '${options.attach}' needs getToken`)
-  if (options.attach === 'ticket' && options.fallback !== undefined) throw new TypeError('fallback needs a token or a cookie: a ticket opens sockets only')
+  const { WebSocket: Socket = page.WebSocket, getToken, attach = 'cookie', fallback } = options
+  if (!Socket || (!getToken && attach !== 'cookie') || (fallback && attach === 'ticket')) throw new TypeError('WebSocket, attach, getToken or fallback is missing, or does not go with the others')
   const client = createClient(options, Socket)
   queueMicrotask(() => { client.connect() })
   return client
-}
-
-function globalSocket (): SocketClass | null {
-  const found: unknown = Reflect.get(globalThis, 'WebSocket')
-  return typeof found === 'function' ? found as SocketClass : null
 }
 
 export { CLOSE } from '../protocol.js'

@@ -3,16 +3,8 @@ import { BEARER_PREFIX, SUBPROTOCOL } from '../protocol.js'
 import { page, type Data, type SocketClass, type SocketEvent } from './environment.js'
 import type { Attach, AuthSocketOptions } from './types.js'
 
-const OPEN = 1
 /** No close frame came (RFC 6455 §7.1.5). */
 export const LOST = 1006
-
-export interface LinkHandlers {
-  readonly onOpen: () => void
-  readonly onMessage: (data: unknown) => void
-  /** Once, unless it is dropped before. */
-  readonly onClose: (code: number, reason: string) => void
-}
 
 export interface Link {
   /** false: it is not open. */
@@ -21,18 +13,23 @@ export interface Link {
   readonly drop: () => void
 }
 
-/** @throws what the constructor of the socket throws on an address or a token that it cannot take */
-export function openLink (Socket: SocketClass, url: AuthSocketOptions['url'], attach: Attach, token: string | null, { onOpen, onMessage, onClose }: LinkHandlers): Link {
+/**
+ * @param onClose is called once, unless it is dropped before
+ * @throws what the constructor of the socket throws on an address or a token that it cannot take
+ */
+export function openLink (
+  Socket: SocketClass, url: AuthSocketOptions['url'], attach: Attach, token: string | null,
+  onOpen: () => void, onMessage: (data: unknown) => void, onClose: (code: number, reason: string) => void
+): Link {
   const address = new URL(typeof url === 'function' ? url() : url, page.location?.href)
   address.protocol = address.protocol.replace('http', 'ws')
-  if (token !== null && attach === 'query') address.searchParams.set('token', token)
-  if (token !== null && attach === 'ticket') address.searchParams.set('ticket', token)
-  const socket = new Socket(address.href, token !== null && attach === 'protocol' ? [SUBPROTOCOL, BEARER_PREFIX + token] : [SUBPROTOCOL])
-  socket.binaryType = 'arraybuffer'
+  if (token && (attach === 'query' || attach === 'ticket')) address.searchParams.set(attach === 'query' ? 'token' : attach, token)
+  const socket = new Socket(address.href, token && attach === 'protocol' ? [SUBPROTOCOL, BEARER_PREFIX + token] : [SUBPROTOCOL])
   let isOver = false
   const listen = (type: 'open' | 'message' | 'close' | 'error', listener: (event: SocketEvent) => void): void => {
     socket.addEventListener(type, event => { if (!isOver) listener(event) })
   }
+  socket.binaryType = 'arraybuffer'
   listen('open', onOpen)
   listen('message', ({ data }) => { onMessage(data) })
   listen('close', ({ code = LOST, reason = '' }) => {
@@ -43,7 +40,7 @@ export function openLink (Socket: SocketClass, url: AuthSocketOptions['url'], at
   listen('error', () => {})
   return {
     send (data) {
-      if (isOver || socket.readyState !== OPEN) return false
+      if (isOver || socket.readyState !== 1) return false
       socket.send(data)
       return true
     },

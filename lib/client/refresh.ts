@@ -2,57 +2,58 @@
 import { backoff, MAX_DELAY } from './backoff.js'
 import type { TokenReason, Tokens } from './tokens.js'
 
-const RETRIED: readonly unknown[] = ['unavailable', 'rate_limited']
-
-export interface RefreshParts {
-  readonly tokens: Tokens
-  readonly say: (frame: object) => void
-  readonly onNone: () => void
-  readonly onError: (error: unknown) => void
-}
-
 export type Refresh = ReturnType<typeof createRefresh>
 
-/** Of one connection. @param accepted the token that it came with */
-export function createRefresh (accepted: string | null, { tokens, say, onNone, onError }: RefreshParts) {
-  /** What the server has not answered yet. */
+/** Of one connection. @param accepted the token that it came with. @param onNone there is none any more */
+export function createRefresh (accepted: string | null, tokens: Tokens, say: (frame: object) => void, onNone: () => void, onError: (error: unknown) => void) {
+  /** What the server has not answered yet, and what is offered when it has. */
   let offered: string | null = null
+  let next: string | null = null
   let isAsking = false
   let isOver = false
   let timer: ReturnType<typeof setTimeout> | undefined
 
+  function later (delay: number, work: () => void): void {
+    clearTimeout(timer)
+    if (!isOver) timer = setTimeout(work, delay)
+  }
+
   function begin (reason: TokenReason): void {
-    if (isAsking) return
+    if (isAsking || isOver) return
     clearTimeout(timer)
     isAsking = true
     tokens.fetch(reason).then(token => {
       isAsking = false
       if (isOver) return
-      if (token === null) onNone()
-      else offer(token)
+      if (token) offer(token)
+      else onNone()
     }, (error: unknown) => {
       isAsking = false
-      if (isOver) return
-      timer = setTimeout(() => { begin(reason) }, backoff(2))
-      onError(error)
+      later(backoff(2), () => { begin(reason) })
+      if (!isOver) onError(error)
     })
   }
 
+  /** One at a time: what is answered is what was offered. */
   function offer (token: string): void {
-    if (token === offered) return
-    offered = token
-    say({ type: 'auth_update', token })
+    if (offered) next = token
+    else say({ type: 'auth_update', token: offered = token })
+  }
+
+  /** @returns whether there is another one, which is offered */
+  function answered (): boolean {
+    const token = next
+    offered = next = null
+    if (!token || token === accepted) return false
+    offer(token)
+    return true
   }
 
   function plan (): void {
-    clearTimeout(timer)
     const delay = tokens.refreshIn()
-    if (delay === Infinity) return
     // A part of what is too long for a timer is waited for, and then the rest.
-    timer = setTimeout(() => {
-      if (delay > MAX_DELAY) plan()
-      else begin('expiring')
-    }, Math.min(delay, MAX_DELAY))
+    if (delay < Infinity) later(Math.min(delay, MAX_DELAY), () => { if (delay > MAX_DELAY) plan(); else begin('expiring') })
+    else clearTimeout(timer)
   }
 
   return {
@@ -63,24 +64,18 @@ export function createRefresh (accepted: string | null, { tokens, say, onNone, o
     accepted: () => accepted,
     updated (expiresIn: unknown): void {
       accepted = offered
-      offered = null
       tokens.lasts(expiresIn)
-      plan()
+      if (!answered()) plan()
     },
     refused (): void {
       tokens.reject(offered ?? accepted)
-      offered = null
-      begin('rejected')
+      if (!answered()) begin('rejected')
     },
     /** Perhaps of what was offered: it could not be asked for now whether that is good. @param atLeast in milliseconds */
-    postponed (code: unknown, atLeast: unknown): void {
-      const token = offered
-      if (token === null || !RETRIED.includes(code)) return
-      clearTimeout(timer)
-      timer = setTimeout(() => {
-        offered = null
-        offer(token)
-      }, Math.max(0, Number(atLeast) || 0) + backoff(2))
+    postponed (atLeast: unknown): void {
+      if (!offered) return
+      next ??= offered
+      later(Math.min(MAX_DELAY, (typeof atLeast === 'number' ? atLeast : 0) + backoff(2)), answered)
     },
     end (): void {
       isOver = true

@@ -1,5 +1,5 @@
 /** Tabs of one page: one of them refreshes at a time, all have what it got, and a logout is everybody's. Off in Node. */
-import { page } from './environment.js'
+import { page, unref } from './environment.js'
 
 /** So long another tab has to hear of a token before it may ask for one itself, in milliseconds. */
 const HEARD_WITHIN = 50
@@ -10,42 +10,34 @@ export interface Tabs {
   readonly logOut: () => void
 }
 
-export interface Siblings {
-  readonly onToken: (token: string) => void
-  readonly onLogout: () => void
-}
-
 /** null: there are none. @param isTold whether they may have each other's tokens */
-export function joinTabs (name: string, isTold: boolean, closing: AbortSignal, { onToken, onLogout }: Siblings): Tabs | null {
-  const { BroadcastChannel: Channel, navigator } = page
-  if (Channel === undefined) return null
-  const channel = new Channel(name)
+export function joinTabs (name: string, isTold: boolean, closing: AbortSignal, onToken: (token: string) => void, onLogout: () => void): Tabs | null {
+  if (!page.BroadcastChannel) return null
+  const channel = new page.BroadcastChannel(name)
+  unref(channel)
+  // Where it is closed it throws.
+  const tell = (message: object): void => { if (!closing.aborted) channel.postMessage(message) }
   closing.addEventListener('abort', () => { channel.close() })
   channel.onmessage = ({ data }) => {
     const { token, logout } = Object(data) as { readonly token?: unknown, readonly logout?: unknown }
-    if (logout === true) onLogout()
-    else if (typeof token === 'string') onToken(token)
-  }
-  const tell = (message: object): void => {
-    if (!closing.aborted) channel.postMessage(message)
+    if (logout) onLogout()
+    else if (isTold && typeof token === 'string') onToken(token)
   }
   return {
     logOut () { tell({ logout: true }) },
-    share (ask, signal) {
+    async share (ask, signal) {
       if (!isTold) return ask()
-      const askAndTell = async (): Promise<string | null> => {
+      const asked = async (): Promise<string | null> => {
         const token = await ask()
-        if (token !== null && !signal.aborted) tell({ token })
+        if (token && !signal.aborted) tell({ token })
         return token
       }
-      const locks = navigator?.locks
-      // Of another origin than https: there are no locks (Web Locks §2).
-      if (locks === undefined) return askAndTell()
+      // Without https there are no locks (Web Locks §2).
+      const locks = page.navigator?.locks
+      if (!locks) return asked()
       return new Promise((resolve, reject) => {
         locks.request(name, { signal }, async () => {
-          const asked = askAndTell()
-          resolve(asked)
-          await asked
+          resolve(await asked())
           await new Promise(_resolve => { setTimeout(_resolve, HEARD_WITHIN) })
         }).catch(reject)
       })

@@ -1,5 +1,5 @@
 /** The token of a client: asked for by one at a time, never one that was refused, and in time. */
-import { read } from './frames.js'
+import { read, type Values } from './frames.js'
 import type { Tabs } from './tabs.js'
 
 export type TokenReason = 'connect' | 'expiring' | 'rejected'
@@ -19,35 +19,41 @@ export type GetToken = (request: TokenRequest) => string | null | Promise<string
 const LIMIT = 10_000
 /** Whatever is left of a token that is used for another connection, as a part of its lifetime. */
 const SPARE = 0.1
-/** A refresh begins at a random part of the lifetime between these. */
-const [REFRESH_FROM, REFRESH_TO] = [0.65, 0.8]
-
-interface Held {
-  readonly token: string
-  /** By a clock that nobody sets, in milliseconds. */
-  readonly since: number
-  /** In milliseconds; Infinity: unknown. */
-  readonly lifetime: number
-}
+/** So many refused tokens are known again. */
+const REMEMBERED = 100
+/** A refresh begins at a random part of the lifetime from here, over so much of it. */
+const [REFRESH_FROM, REFRESH_OVER] = [0.65, 0.15]
 
 export type Tokens = ReturnType<typeof createTokens>
 
 /** @param isSingleUse each connection needs one of its own */
 export function createTokens (ask: GetToken, isSingleUse: boolean) {
-  let tabs: Tabs | null = null
-  let held: Held | null = null
-  let rejected: string | null = null
+  let share: Tabs['share'] = request => request()
+  let held: string | null = null
+  /** In milliseconds; Infinity: unknown. The end of it by a clock that nobody sets. */
+  let lifetime = 0
+  let until = 0
+  const rejected = new Set<string | null>()
   let isRejected = false
   let failures = 0
   let flight: Promise<string | null> | null = null
   let controller = new AbortController()
 
-  const left = ({ since, lifetime }: Held): number => since + lifetime - performance.now()
+  const left = (): number => until - performance.now()
+
+  /** In seconds; anything else: nobody knows. */
+  function lasts (seconds: unknown): void {
+    lifetime = typeof seconds === 'number' ? seconds * 1000 : Infinity
+    until = performance.now() + lifetime
+  }
 
   function hold (token: string): void {
+    const { exp, iat } = claimsOf(token)
     failures = 0
     isRejected = false
-    held = { token, since: performance.now(), lifetime: lifetimeOf(token) }
+    held = token
+    // By its own words, so that no clock but the issuer's matters.
+    lasts(typeof exp === 'number' && typeof iat === 'number' ? exp - iat : null)
   }
 
   async function fetchNow (reason: TokenReason, mine: AbortController): Promise<string | null> {
@@ -55,19 +61,21 @@ export function createTokens (ask: GetToken, isSingleUse: boolean) {
     const timer = setTimeout(() => { mine.abort() }, LIMIT)
     const attempt = failures++
     const before = held
-    // Another tab may have been faster.
-    const request = async (): Promise<string | null> => {
-      if (held !== null && held !== before) return held.token
-      const token: unknown = await ask({ reason, attempt, signal })
-      if (token !== null && (typeof token !== 'string' || token === '' || token === rejected)) throw new TypeError('getToken gave no token, or one that was refused')
-      return token
-    }
+    const aborted = new Promise<never>((_resolve, reject) => {
+      signal.addEventListener('abort', () => { reject(new Error('getToken took too long')) })
+    })
     try {
-      const token = await Promise.race([tabs === null ? request() : tabs.share(request, signal), whenAborted(signal)])
+      const token = await share(async () => {
+        // Another tab may have been faster.
+        if (held && held !== before) return held
+        const given: unknown = await Promise.race([aborted, ask({ reason, attempt, signal })])
+        if (given !== null && (!given || typeof given !== 'string' || rejected.has(given))) throw new TypeError('getToken gave no token, or one that was refused')
+        return given
+      }, signal)
       // What was asked for before a logout is nobody's after it.
       signal.throwIfAborted()
-      if (token === null) held = null
-      else if (token !== held?.token || held === before) hold(token)
+      if (!token) held = null
+      else if (held !== token || held === before) hold(token)
       return token
     } finally {
       clearTimeout(timer)
@@ -76,34 +84,35 @@ export function createTokens (ask: GetToken, isSingleUse: boolean) {
 
   /** Another one. Rejects where there is none for now. */
   function fetch (reason: TokenReason): Promise<string | null> {
-    if (flight === null) {
-      controller = new AbortController()
-      const mine = fetchNow(reason, controller).finally(() => { if (flight === mine) flight = null })
-      flight = mine
+    if (!flight) {
+      const mine = flight = fetchNow(reason, controller = new AbortController()).finally(() => { if (flight === mine) flight = null })
     }
     return flight
   }
 
   return {
     fetch,
-    /** Where one comes from before it is asked for. */
-    joined (given: Tabs | null): void { tabs = given },
+    lasts,
+    /** Another way to ask: as one of several tabs. */
+    sharedBy (tabs: Tabs): void { share = tabs.share },
+    held: () => held,
     /** One for a connection: the one that is there, if it lasts. Rejects where there is none for now. */
     async forConnection (): Promise<string | null> {
-      if (held === null || isSingleUse) return fetch(isRejected ? 'rejected' : 'connect')
-      return held.lifetime === Infinity || left(held) > held.lifetime * SPARE ? held.token : fetch('expiring')
+      if (!held || isSingleUse) return fetch(isRejected ? 'rejected' : 'connect')
+      return left() >= lifetime * SPARE ? held : fetch('expiring')
     },
     /** What another tab got, if it is for the same user. false: it is of no use. */
     adopt (token: string): boolean {
-      if (token === rejected || token === held?.token || (held !== null && subjectOf(token) !== subjectOf(held.token))) return false
+      if (!token || rejected.has(token) || token === held || (held && subjectOf(token) !== subjectOf(held))) return false
       hold(token)
       return true
     },
     /** The server did not take it: it is not sent again. One that came since, and that it has not judged, stays. */
     reject (token: string | null): void {
-      rejected = token
+      rejected.add(token)
+      if (rejected.size > REMEMBERED) rejected.delete(rejected.values().next().value ?? null)
       isRejected = true
-      if (held?.token === token) held = null
+      if (held === token) held = null
     },
     /** It may not be good, for all that can be told: the next one is asked for as if it were not, and may be the same. */
     suspect (): void {
@@ -112,34 +121,12 @@ export function createTokens (ask: GetToken, isSingleUse: boolean) {
     },
     /** Whoever comes next may be somebody else. */
     forget (): void {
-      held = null
-      flight = null
+      held = flight = null
       controller.abort()
     },
-    /** What the server says of the lifetime, in seconds; null: it has no end. */
-    lasts (expiresIn: unknown): void {
-      if (held !== null && (expiresIn === null || typeof expiresIn === 'number')) {
-        held = { token: held.token, since: performance.now(), lifetime: expiresIn === null ? Infinity : expiresIn * 1000 }
-      }
-    },
     /** In how many milliseconds another one should be asked for; Infinity: not as far as is known. */
-    refreshIn (): number {
-      if (held === null || held.lifetime === Infinity) return Infinity
-      return Math.max(0, left(held) - held.lifetime * (1 - REFRESH_FROM - Math.random() * (REFRESH_TO - REFRESH_FROM)))
-    }
+    refreshIn: (): number => lifetime < Infinity ? Math.max(0, left() - lifetime * (1 - REFRESH_FROM - Math.random() * REFRESH_OVER)) : lifetime
   }
-}
-
-function whenAborted (signal: AbortSignal): Promise<never> {
-  return new Promise((_resolve, reject) => {
-    signal.addEventListener('abort', () => { reject(new Error('getToken took too long')) })
-  })
-}
-
-/** Of a JWT, by its own words: `exp − iat`, so that no clock but the issuer's matters. In milliseconds. */
-function lifetimeOf (token: string): number {
-  const { exp, iat } = claimsOf(token)
-  return typeof exp === 'number' && typeof iat === 'number' ? (exp - iat) * 1000 : Infinity
 }
 
 function subjectOf (token: string): string {
@@ -148,10 +135,9 @@ function subjectOf (token: string): string {
 }
 
 /** Nothing of it is verified here. */
-function claimsOf (token: string): Readonly<Record<string, unknown>> {
+function claimsOf (token: string): Values {
   try {
-    const [, payload = ''] = token.split('.')
-    return read(atob(payload.replaceAll('-', '+').replaceAll('_', '/')))
+    return read(atob(String(token.split('.')[1]).replaceAll('-', '+').replaceAll('_', '/')))
   } catch {
     return {}
   }

@@ -26,7 +26,9 @@ export function receive (connection: GuardedConnection, data: RawFrame, isBinary
   connection.framesIn++
   // The clock is read once a message: each reading costs as much as the rest of a synchronous verdict.
   const time = now()
-  if (!connection.isOpen || isOver(connection, time) || isTooMuch(connection, data, time)) return
+  if (!connection.isOpen || isOver(connection, time)) return
+  // The first word of a client of ours is not one too many, whatever others of its user have said.
+  if (!(connection.framesIn === 1 && isStatus(connection, data, isBinary)) && isTooMuch(connection, data, time)) return
   if (!isBinary && connection.readsControl && isOurs(connection, data)) return
   connection.lastMessageAt = time
   connection.isUsed = true
@@ -41,6 +43,10 @@ function isOurs (connection: GuardedConnection, data: RawFrame): boolean {
   if (type === 'auth_status') tellStatus(connection)
   else if (Buffer.isBuffer(data)) reauthenticate(connection, data)
   return true
+}
+
+function isStatus ({ readsControl }: GuardedConnection, data: RawFrame, isBinary: boolean): boolean {
+  return readsControl && !isBinary && controlType(data) === 'auth_status'
 }
 
 /** As whom it is open, and for how long: whoever asks speaks the protocol. */
