@@ -577,8 +577,7 @@ t.test('getToken is never asked twice at once: who needs a token waits for the o
   t.same([asked, all.length], [1, 1])
   last().open().say({ type: 'token_refresh_required', expiresIn: 5 })
   last().say({ type: 'token_refresh_required', expiresIn: 5 })
-  last().say({ type: 'error', code: 'refresh_failed', message: '', action: 'refresh' })
-  last().end()
+  last().end({ code: 4002 })
   await time.pass(300)
   t.equal(asked, 2)
   const next = jwt(200)
@@ -761,12 +760,14 @@ t.test('a refused token that getToken gives again is not sent, and tried for aga
   const { WebSocket, all, last } = fakeSockets()
   const [old, next] = [jwt(100), jwt(200)]
   const asked: string[] = []
-  const { errors, client } = watched(t, { url: ADDRESS, WebSocket, getToken: ({ reason, attempt }) => { asked.push(`${reason} ${attempt}`); return asked.length < 4 ? old : next } })
+  const { errors, client } = watched(t, { url: ADDRESS, WebSocket, getToken: ({ reason, attempt }) => { asked.push(`${reason} ${attempt}`); return asked.length < 5 ? old : next } })
   await settle()
-  last().open().say({ type: 'error', code: 'refresh_failed', message: '', action: 'refresh' })
+  last().open().say({ type: 'token_refresh_required', expiresIn: 5 })
+  await settle()
+  last().say({ type: 'error', code: 'refresh_failed', message: '', action: 'refresh' })
   await time.pass(5000)
-  t.same(asked, ['connect 0', 'rejected 0', 'rejected 1', 'rejected 2'])
-  t.same(last().frames, [{ type: 'auth_update', token: next }])
+  t.same(asked, ['connect 0', 'expiring 0', 'rejected 0', 'rejected 1', 'rejected 2'])
+  t.same(last().frames, [{ type: 'auth_update', token: old }, { type: 'auth_update', token: next }])
   t.match(errors, [{ stage: 'token' }, { stage: 'token' }])
   t.equal(client.state, 'open')
   t.equal(all.length, 1)
@@ -1166,7 +1167,7 @@ t.test('connect() is at once from every state, and makes no second connection', 
     await time.pass(30_000)
     t.equal(all.length, before + 1, 'the timer for it is gone')
   }
-  t.same(opens.map(({ recovered }) => recovered), [false, true, true, true])
+  t.same(opens.map(({ recovered }) => recovered), [false, true, true, false], 'who comes back after a logout may be somebody else')
 })
 
 t.test('an AbortSignal closes it: before, while it connects, and when it is open', async t => {

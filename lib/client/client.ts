@@ -32,7 +32,7 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
   const rooms = createRooms(deliver, room => { emit('gap', { room }) })
   const fallback = options.fallback && createFallback(options.fallback, tokens, rooms, emit, () => { logOut('server') })
   const tabs = name
-    ? joinTabs(name, !isTicket, closing.signal, token => { if (state !== 'closed' && tokens?.adopt(token) && state === 'open') refresh?.offer(token) }, () => { logOut('tab') })
+    ? joinTabs(name, () => isTicket || !identity ? null : identity.id, closing.signal, token => { if (state !== 'closed' && tokens?.adopt(token) && state === 'open') refresh?.offer(token) }, () => { logOut('tab') })
     : null
   if (tabs) tokens?.sharedBy(tabs)
 
@@ -99,7 +99,10 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
 
   function opened (user: ClientIdentity | null): void {
     const mine = turn
-    if (identity && user?.id !== identity.id) queue.length = 0
+    if (identity && user?.id !== identity.id) {
+      queue.length = 0
+      for (const room of rooms.cursors.keys()) rooms.cursors.set(room, null)
+    }
     identity = user
     neverOpened = 0
     stableTimer = setTimeout(() => { failures = 0 }, STABLE)
@@ -144,8 +147,8 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
     if (action === 'refresh' || /^(authentication_f|refresh_f|revoked)/.test(reason)) tokens?.reject(token)
     const mine = stop()
     if (action === 'stop') {
-      if (reason === 'revoked') emit('logout', { by: 'server' })
-      if (mine === turn) end(reason, code, action)
+      if (reason === 'revoked') logOut('server', reason, code)
+      else end(reason, code)
       return
     }
     emit('close', { code, reason, action, terminal: false })
@@ -179,26 +182,34 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
     patienceTimer = undefined
   }
 
-  function logOut (by: AuthSocketEvents['logout']['by']): void {
+  function logOut (by: AuthSocketEvents['logout']['by'], reason = 'logged_out', code?: number): void {
     if (state === 'closed') return
     const mine = stop()
-    tokens?.forget()
+    forget()
+    rooms.cursors.clear()
     emit('logout', { by })
-    if (mine === turn) end('logged_out')
+    if (mine === turn) end(reason, code)
   }
 
-  /** For good, unless somebody connects it again, who may be somebody else. */
-  function end (reason: string, code = 1000, action: Meaning['action'] = 'stop'): void {
-    const mine = stop()
+  /** Whoever connects next may be somebody else. */
+  function forget (): void {
     queue.length = 0
+    identity = null
+    recovered = false
     tokens?.forget()
+  }
+
+  /** For good, unless somebody connects it again. */
+  function end (reason: string, code = 1000): void {
+    const mine = stop()
+    forget()
     fallback?.end()
     // Who was told of that may have ended it already.
     if (mine !== turn) return
-    become('closed')
-    emit('close', { code, reason, action, terminal: true })
     for (const stream of streams) stream.end()
     streams.clear()
+    become('closed')
+    emit('close', { code, reason, action: 'stop', terminal: true })
   }
 
   /** Whatever goes on is over. @returns the turn of what comes next */
@@ -206,6 +217,7 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
     for (const timer of [retryTimer, stableTimer]) clearTimeout(timer)
     calm()
     early = []
+    if (state === 'open' || state === 'connecting') state = 'waiting'
     refresh?.end()
     link?.drop()
     bye = refresh = link = null
@@ -224,6 +236,8 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
 
   function send (data: Data): boolean {
     if (state === 'open' && link?.send(data)) return true
+    // Who waits is as strict as the socket would be.
+    if (typeof data !== 'string' && !(data.byteLength >= 0)) throw new TypeError('neither text nor bytes')
     if (state !== 'closed' && queue.length < limit) queue.push(data)
     if (state === 'idle') connect()
     return false

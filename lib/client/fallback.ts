@@ -14,6 +14,8 @@ const PATIENCE = 15_000
 export function createFallback ({ after = 10_000, poll, interval = 5000 }: Fallback, tokens: Tokens | null, rooms: Rooms, emit: Emit<AuthSocketEvents>, onLoggedOut: () => void) {
   let timer: ReturnType<typeof setTimeout> | undefined
   let polling: AbortController | null = null
+  /** Of which there is nothing to be had by polls. */
+  const unheard = new Set<string>()
 
   /** @returns how long the server wants not to be asked, in milliseconds */
   async function ask (signal: AbortSignal): Promise<number> {
@@ -26,7 +28,7 @@ export function createFallback ({ after = 10_000, poll, interval = 5000 }: Fallb
       redirect: 'error',
       credentials: token ? 'omit' : 'include',
       headers: { 'content-type': 'application/json', ...(token && { authorization: `Bearer ${token}` }) },
-      body: JSON.stringify({ rooms: Object.fromEntries(rooms.cursors) }),
+      body: JSON.stringify({ rooms: Object.fromEntries([...rooms.cursors].filter(([room]) => !unheard.has(room))) }),
       signal: AbortSignal.any([signal, AbortSignal.timeout(PATIENCE)])
     })
     const { rooms: answers } = read(await response.text())
@@ -42,7 +44,9 @@ export function createFallback ({ after = 10_000, poll, interval = 5000 }: Fallb
     const isOver = (): boolean => signal.aborted || !rooms.cursors.has(room)
     if (isOver()) return
     if (error) {
-      rooms.cursors.delete(room)
+      // As over a socket: who may not be in a room any more is out of it.
+      if (error === 'forbidden') rooms.cursors.delete(room)
+      else unheard.add(room)
       emit('error', { stage: 'refused', error: { type: 'error', code: error, room } })
     } else for (const one of Array.isArray(messages) ? [...messages as unknown[], { cursor, gap }] : []) if (!isOver()) rooms.take(room, Object(one) as Values)
   }
@@ -76,6 +80,7 @@ export function createFallback ({ after = 10_000, poll, interval = 5000 }: Fallb
       clearTimeout(timer)
       timer = undefined
       if (!polling) return
+      unheard.clear()
       polling.abort()
       polling = null
       emit('degraded', false)

@@ -17,7 +17,7 @@ export function obey (
   const { type, room, code, expiresIn } = frame
   const { id } = Object(frame.user) as Values
   if (type === 'auth_success' && typeof id === 'string') onStatus({ id }, expiresIn)
-  else if (type === 'auth_updated' && expiresIn !== undefined) refresh?.updated(expiresIn)
+  else if (type === 'auth_updated' && expiresIn !== undefined) return refresh?.updated(expiresIn) === true
   else if (type === 'token_refresh_required' && expiresIn !== undefined) refresh?.begin('expiring')
   else if (isPermissions(frame)) emit('permissions', frame)
   else if (typeof room === 'string' && (type === 'joined' || (type === 'message' && 'payload' in frame))) rooms.take(room, frame)
@@ -28,7 +28,7 @@ export function obey (
   else if (type === 'bye') onBye()
   else if (type !== 'error') return false
   else if (code === 'not_authenticated') onStatus(null, null)
-  else if (code === 'refresh_failed') refresh?.refused()
+  else if (code === 'refresh_failed') return refresh?.refused() === true
   else {
     if (!room && (code === 'unavailable' || code === 'rate_limited')) refresh?.postponed(frame.retryAfterMs)
     emit('error', { stage: 'refused', error: frame })

@@ -11,6 +11,7 @@ export function createRefresh (accepted: string | null, tokens: Tokens, say: (fr
   let next: string | null = null
   let isAsking = false
   let isOver = false
+  let failures = 0
   let timer: ReturnType<typeof setTimeout> | undefined
 
   function later (delay: number, work: () => void): void {
@@ -19,17 +20,19 @@ export function createRefresh (accepted: string | null, tokens: Tokens, say: (fr
   }
 
   function begin (reason: TokenReason): void {
-    if (isAsking || isOver) return
+    // What is offered is answered, or offered again.
+    if (isAsking || isOver || offered) return
     clearTimeout(timer)
     isAsking = true
     tokens.fetch(reason).then(token => {
       isAsking = false
+      failures = 0
       if (isOver) return
       if (token) offer(token)
       else onNone()
     }, (error: unknown) => {
       isAsking = false
-      later(backoff(2), () => { begin(reason) })
+      later(backoff(2 + failures++), () => { begin(reason) })
       if (!isOver) onError(error)
     })
   }
@@ -50,6 +53,7 @@ export function createRefresh (accepted: string | null, tokens: Tokens, say: (fr
   }
 
   function plan (): void {
+    if (offered) return
     const delay = tokens.refreshIn()
     // A part of what is too long for a timer is waited for, and then the rest.
     if (delay < Infinity) later(Math.min(delay, MAX_DELAY), () => { if (delay > MAX_DELAY) plan(); else begin('expiring') })
@@ -62,14 +66,19 @@ export function createRefresh (accepted: string | null, tokens: Tokens, say: (fr
     plan,
     /** The token that counts for the server. */
     accepted: () => accepted,
-    updated (expiresIn: unknown): void {
+    /** @returns whether anything was offered: else nobody has updated or refused anything */
+    updated (expiresIn: unknown): boolean {
+      if (!offered) return false
       accepted = offered
       tokens.lasts(expiresIn)
       if (!answered()) plan()
+      return true
     },
-    refused (): void {
-      tokens.reject(offered ?? accepted)
+    refused (): boolean {
+      if (!offered) return false
+      tokens.reject(offered)
       if (!answered()) begin('rejected')
+      return true
     },
     /** Perhaps of what was offered: it could not be asked for now whether that is good. @param atLeast in milliseconds */
     postponed (atLeast: unknown): void {

@@ -10,8 +10,8 @@ export interface Tabs {
   readonly logOut: () => void
 }
 
-/** null: there are none. @param isTold whether they may have each other's tokens */
-export function joinTabs (name: string, isTold: boolean, closing: AbortSignal, onToken: (token: string) => void, onLogout: () => void): Tabs | null {
+/** null: there are none. @param user who it is in this tab, as the server has said: tokens are for tabs of the same; null: not known, or nobody's business */
+export function joinTabs (name: string, user: () => string | null, closing: AbortSignal, onToken: (token: string) => void, onLogout: () => void): Tabs | null {
   if (!page.BroadcastChannel) return null
   const channel = new page.BroadcastChannel(name)
   unref(channel)
@@ -19,17 +19,17 @@ export function joinTabs (name: string, isTold: boolean, closing: AbortSignal, o
   const tell = (message: object): void => { if (!closing.aborted) channel.postMessage(message) }
   closing.addEventListener('abort', () => { channel.close() })
   channel.onmessage = ({ data }) => {
-    const { token, logout } = Object(data) as { readonly token?: unknown, readonly logout?: unknown }
+    const { token, id, logout } = Object(data) as { readonly token?: unknown, readonly id?: unknown, readonly logout?: unknown }
     if (logout) onLogout()
-    else if (isTold && typeof token === 'string') onToken(token)
+    else if (typeof token === 'string' && typeof id === 'string' && id === user()) onToken(token)
   }
   return {
     logOut () { tell({ logout: true }) },
     async share (ask, signal) {
-      if (!isTold) return ask()
       const asked = async (): Promise<string | null> => {
         const token = await ask()
-        if (token && !signal.aborted) tell({ token })
+        const id = user()
+        if (token && id && !signal.aborted) tell({ token, id })
         return token
       }
       // Without https there are no locks (Web Locks §2).
@@ -38,7 +38,13 @@ export function joinTabs (name: string, isTold: boolean, closing: AbortSignal, o
       return new Promise((resolve, reject) => {
         locks.request(name, { signal }, async () => {
           resolve(await asked())
-          await new Promise(_resolve => { setTimeout(_resolve, HEARD_WITHIN) })
+          await new Promise<void>(_resolve => {
+            const timer = setTimeout(_resolve, HEARD_WITHIN)
+            signal.addEventListener('abort', () => {
+              clearTimeout(timer)
+              _resolve()
+            })
+          })
         }).catch(reject)
       })
     }

@@ -19,6 +19,8 @@ export type GetToken = (request: TokenRequest) => string | null | Promise<string
 const LIMIT = 10_000
 /** Whatever is left of a token that is used for another connection, as a part of its lifetime. */
 const SPARE = 0.1
+/** Nor is one asked for sooner than this, in milliseconds, whatever the server says. */
+const SOONEST = 1000
 /** So many refused tokens are known again. */
 const REMEMBERED = 100
 /** A refresh begins at a random part of the lifetime from here, over so much of it. */
@@ -64,6 +66,8 @@ export function createTokens (ask: GetToken, isSingleUse: boolean) {
     const aborted = new Promise<never>((_resolve, reject) => {
       signal.addEventListener('abort', () => { reject(new Error('getToken took too long')) })
     })
+    // Where nobody waits for it, nobody has to hear of it.
+    aborted.catch(() => {})
     try {
       const token = await share(async () => {
         // Another tab may have been faster.
@@ -101,9 +105,9 @@ export function createTokens (ask: GetToken, isSingleUse: boolean) {
       if (!held || isSingleUse) return fetch(isRejected ? 'rejected' : 'connect')
       return left() >= lifetime * SPARE ? held : fetch('expiring')
     },
-    /** What another tab got, if it is for the same user. false: it is of no use. */
+    /** What another tab got for the same user. false: it is of no use. */
     adopt (token: string): boolean {
-      if (!token || rejected.has(token) || token === held || (held && subjectOf(token) !== subjectOf(held))) return false
+      if (!token || rejected.has(token) || token === held) return false
       hold(token)
       return true
     },
@@ -125,13 +129,8 @@ export function createTokens (ask: GetToken, isSingleUse: boolean) {
       controller.abort()
     },
     /** In how many milliseconds another one should be asked for; Infinity: not as far as is known. */
-    refreshIn: (): number => lifetime < Infinity ? Math.max(0, left() - lifetime * (1 - REFRESH_FROM - Math.random() * REFRESH_OVER)) : lifetime
+    refreshIn: (): number => lifetime < Infinity ? Math.max(SOONEST, left() - lifetime * (1 - REFRESH_FROM - Math.random() * REFRESH_OVER)) : lifetime
   }
-}
-
-function subjectOf (token: string): string {
-  const { iss, sub } = claimsOf(token)
-  return JSON.stringify([iss, sub])
 }
 
 /** Nothing of it is verified here. */
