@@ -87,8 +87,9 @@ export class Stream<M extends Member> implements Wheeled {
   told (epoch: string, entry: Entry): void {
     const { number } = entry
     if (this.#reading !== null) this.#announced = { epoch, number }
-    else if (this.#at?.epoch === epoch && number === this.#at.number + 1) this.#advance(epoch, [entry], number)
-    else if (this.#isAhead({ epoch, number })) unawaited(this.fill())
+    else if (this.#at?.epoch !== epoch || number > this.#at.number + 1) unawaited(this.fill())
+    // One that was said before does not take the place of the one that is to come.
+    else if (number === this.#at.number + 1 && this.#isNew(entry)) this.#advance(epoch, [entry], number)
   }
 
   /** Reads what members of this node have not had. Never rejects. */
@@ -181,7 +182,13 @@ export class Stream<M extends Member> implements Wheeled {
       this.#at = { epoch, number: start }
       this.#tellGap()
     }
-    if (start === from) this.#advance(epoch, entries, to)
+    if (start === from) this.#advance(epoch, entries.filter(entry => this.#isNew(entry)), to)
+  }
+
+  #isNew ({ from, sequence }: Entry): boolean {
+    const isNew = this.#senders.isNew({ from, number: sequence })
+    if (!isNew) this.#parts.onIgnored()
+    return isNew
   }
 
   /** Nothing of the application runs before everybody has everything. */
@@ -189,10 +196,6 @@ export class Stream<M extends Member> implements Wheeled {
     const slow = new Set<M>()
     for (const entry of entries) {
       this.#at = { epoch, number: entry.number }
-      if (!this.#senders.isNew({ from: entry.from, number: entry.sequence })) {
-        this.#parts.onIgnored()
-        continue
-      }
       const frame = this.#frameOf(epoch, entry)
       const own = entry.from === this.#parts.nodeId ? this.publications.take(entry.sequence) : null
       for (const catchUp of this.#catchUps) catchUp.add(entry.number, frame)
