@@ -1,6 +1,6 @@
 /** How long to wait before the next attempt: full jitter, so that many clients do not come back at once. */
 const FIRST = 500
-const LONGEST = 20_000
+export const LONGEST = 20_000
 /** A timer that is set for longer fires at once. */
 export const MAX_DELAY = 2 ** 31 - 1
 

@@ -1,5 +1,5 @@
 /** The life of a client: connections one after the other, each with a credential that is still good. */
-import { backoff, MAX_DELAY } from './backoff.js'
+import { backoff, LONGEST, MAX_DELAY } from './backoff.js'
 import { createEmitter } from './emitter.js'
 import { page, type Data, type SocketClass } from './environment.js'
 import { createFallback } from './fallback.js'
@@ -24,15 +24,16 @@ const SUSPICIOUS = 2
 type Timer = ReturnType<typeof setTimeout> | undefined
 
 export function createClient (options: AuthSocketOptions, Socket: SocketClass): AuthSocket {
-  const { url, getToken, attach = getToken ? 'protocol' : 'cookie', signal, queue: limit = 0, tabs: name = page.document && typeof url !== 'function' && `hybrid-auth ${String(url)}` } = options
+  const { url, getToken, attach = getToken ? 'protocol' : 'cookie', signal, queue: limit = 0 } = options
   const [on, emit] = createEmitter<AuthSocketEvents>()
   const closing = new AbortController()
   const isTicket = attach === 'ticket'
   const tokens = getToken && attach !== 'cookie' ? createTokens(getToken, isTicket) : null
   const rooms = createRooms(deliver, room => { emit('gap', { room }) })
   const fallback = options.fallback && createFallback(options.fallback, tokens, rooms, emit, () => { logOut('server') })
+  const { tabs: name = page.document && nameOf(url) } = options
   const tabs = name
-    ? joinTabs(name, () => isTicket || !identity ? null : identity.id, closing.signal, token => { if (state !== 'closed' && tokens?.adopt(token) && state === 'open') refresh?.offer(token) }, () => { logOut('tab') })
+    ? joinTabs(name, () => identity?.id ?? null, !isTicket, closing.signal, token => { if (state !== 'closed' && tokens?.adopt(token) && state === 'open') refresh?.offer(token) }, () => { logOut('tab') })
     : null
   if (tabs) tokens?.sharedBy(tabs)
 
@@ -90,9 +91,9 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
         link = opening
         wait(PATIENCE)
       }
-    } catch (error) {
-      // Neither the address nor the token becomes another by trying again.
-      emit('error', { stage: 'connect', error })
+    } catch {
+      // Neither becomes another by trying again. What was thrown may have the token in its text.
+      emit('error', { stage: 'connect', error: new TypeError('no socket can be made with the address or the token') })
       if (mine === turn) end('bad_address')
     }
   }
@@ -169,8 +170,8 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
 
   function retryIn (delay: number): void {
     clearTimeout(retryTimer)
-    // The way back is told of.
-    if (!isOffline()) retryTimer = setTimeout(connect, Math.min(MAX_DELAY, delay))
+    // The way back is told of, where the browser knows.
+    retryTimer = setTimeout(connect, Math.min(MAX_DELAY, isOffline() ? Math.max(delay, LONGEST) : delay))
   }
 
   function wait (patience: number): void {
@@ -298,5 +299,16 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
       else streams.add(stream)
       return stream
     }
+  }
+}
+
+/** What tabs of one server have in common. undefined: nothing is known of the address yet. */
+function nameOf (url: AuthSocketOptions['url']): string | undefined {
+  if (typeof url === 'function') return
+  try {
+    const { host, pathname } = new URL(url, page.location?.href)
+    return `hybrid-auth ${host}${pathname}`
+  } catch {
+    // The first connection says so.
   }
 }

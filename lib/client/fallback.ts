@@ -32,7 +32,7 @@ export function createFallback ({ after = 10_000, poll, interval = 5000 }: Fallb
       signal: AbortSignal.any([signal, AbortSignal.timeout(PATIENCE)])
     })
     const { rooms: answers } = read(await response.text())
-    if (response.ok) for (const [room, answer] of Object.entries(Object(answers) as Values)) take(room, Object(answer) as Values, signal)
+    if (response.ok && answers) for (const [room, answer] of Object.entries(Object(answers) as Values)) take(room, Object(answer) as Values, signal)
     else if (response.status !== 401) emit('error', { stage: 'poll', error: new Error(`the server answered ${response.status}`) })
     else if (tokens) tokens.reject(token)
     else onLoggedOut()

@@ -20,10 +20,14 @@ export function obey (
   else if (type === 'auth_updated' && expiresIn !== undefined) return refresh?.updated(expiresIn) === true
   else if (type === 'token_refresh_required' && expiresIn !== undefined) refresh?.begin('expiring')
   else if (isPermissions(frame)) emit('permissions', frame)
-  else if (typeof room === 'string' && (type === 'joined' || (type === 'message' && 'payload' in frame))) rooms.take(room, frame)
-  else if (typeof room === 'string' && type === 'left') {
-    // By itself it left nothing.
-    if (frame.reason) rooms.cursors.delete(room)
+  else if (typeof room === 'string' && (type === 'joined' || (type === 'message' && 'payload' in frame))) {
+    rooms.take(room, frame)
+    if (type === 'joined') emit('joined', { room })
+  } else if (typeof room === 'string' && type === 'left') {
+    const { reason } = frame
+    // None: it was left by the client, which knows what it wants.
+    if (reason) rooms.cursors.delete(room)
+    emit('left', { room, reason: reason === 'removed' || reason === 'forbidden' ? reason : null })
   } else if (typeof code !== 'string') return false
   else if (type === 'bye') onBye()
   else if (type !== 'error') return false

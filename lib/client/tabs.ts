@@ -10,8 +10,8 @@ export interface Tabs {
   readonly logOut: () => void
 }
 
-/** null: there are none. @param user who it is in this tab, as the server has said: tokens are for tabs of the same; null: not known, or nobody's business */
-export function joinTabs (name: string, user: () => string | null, closing: AbortSignal, onToken: (token: string) => void, onLogout: () => void): Tabs | null {
+/** null: there are none. @param user who it is in this tab, as the server has said; null: not known. @param isTold whether tokens are for others of the same user */
+export function joinTabs (name: string, user: () => string | null, isTold: boolean, closing: AbortSignal, onToken: (token: string) => void, onLogout: () => void): Tabs | null {
   if (!page.BroadcastChannel) return null
   const channel = new page.BroadcastChannel(name)
   unref(channel)
@@ -20,23 +20,27 @@ export function joinTabs (name: string, user: () => string | null, closing: Abor
   closing.addEventListener('abort', () => { channel.close() })
   channel.onmessage = ({ data }) => {
     const { token, id, logout } = Object(data) as { readonly token?: unknown, readonly id?: unknown, readonly logout?: unknown }
-    if (logout) onLogout()
-    else if (typeof token === 'string' && typeof id === 'string' && id === user()) onToken(token)
+    if (logout) {
+      // Of somebody else it is nobody's business here.
+      if (id === null || user() === null || id === user()) onLogout()
+    } else if (isTold && typeof token === 'string' && typeof id === 'string' && id === user()) onToken(token)
   }
   return {
-    logOut () { tell({ logout: true }) },
+    logOut () { tell({ logout: true, id: user() }) },
     async share (ask, signal) {
       const asked = async (): Promise<string | null> => {
         const token = await ask()
         const id = user()
-        if (token && id && !signal.aborted) tell({ token, id })
+        if (isTold && token && id && !signal.aborted) tell({ token, id })
         return token
       }
       // Without https there are no locks (Web Locks §2).
       const locks = page.navigator?.locks
       if (!locks) return asked()
       return new Promise((resolve, reject) => {
+        let isMine = false
         locks.request(name, { signal }, async () => {
+          isMine = true
           resolve(await asked())
           await new Promise<void>(_resolve => {
             const timer = setTimeout(_resolve, HEARD_WITHIN)
@@ -45,7 +49,11 @@ export function joinTabs (name: string, user: () => string | null, closing: Abor
               _resolve()
             })
           })
-        }).catch(reject)
+        }).catch((error: unknown) => {
+          // A frame without an origin of its own has no locks either, and says so late.
+          if (isMine || signal.aborted) reject(error)
+          else resolve(asked())
+        })
       })
     }
   }

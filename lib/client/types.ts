@@ -7,7 +7,7 @@ import type { GetToken } from './tokens.js'
 export type Attach = 'protocol' | 'message' | 'ticket' | 'query' | 'cookie'
 
 export interface AuthSocketOptions {
-  /** `wss:`, or `ws:`; asked again for each connection where it is a function. */
+  /** `wss:`, or `ws:`. A function is asked for each connection; what it throws closes the client for good. */
   url: string | URL | (() => string | URL)
   /**
    * A token, or with `attach: 'ticket'` a ticket; null where there will be none: the client closes for good. What it throws, and
@@ -20,8 +20,8 @@ export interface AuthSocketOptions {
   signal?: AbortSignal | undefined
   /**
    * What tabs of one origin have in common: one refreshes at a time (Web Locks), all have its token, and a logout closes all
-   * (BroadcastChannel). A name: only clients of one user and one server may have the same. false: each for itself.
-   * @default by `url` in a page, false in Node and where `url` is a function
+   * (BroadcastChannel). A name: only clients of one server, and of one tenant at a time, may have the same. false: each for itself.
+   * @default by the host and path of `url` in a page; false in Node, and where `url` is a function
    */
   tabs?: string | false | undefined
   /** What to do where there is no socket to be had. @default nothing but trying again */
@@ -74,6 +74,10 @@ export type AuthSocketEvents = {
   logout: { readonly by: 'self' | 'tab' | 'server' }
   /** true: there is no socket, and the rooms are polled. false: that is over. */
   degraded: boolean
+  /** In a room: what is said there from now on comes. Again after each reconnect. */
+  joined: { readonly room: string }
+  /** Out of it: `removed` by the server, `forbidden` any longer, or null where the client has left it. */
+  left: { readonly room: string, readonly reason: 'removed' | 'forbidden' | null }
   /** Messages of the room are lost: more than its history holds. Load anew what they have changed. */
   gap: { readonly room: string }
   /**
@@ -91,7 +95,7 @@ export interface AuthSocket {
   /** Into a room, now and after each reconnect. */
   join (room: string): void
   leave (room: string): void
-  /** As {@link send}. @param id tells the server, and who hears it, that they have seen it before. @default a random one */
+  /** As {@link send}. @param id tells the server, and who hears it, that they have seen it before: nobody else's may be the same. @default a random one */
   publish (room: string, payload: unknown, id?: string | number): boolean
   /** Connects at once, if it waits, is idle, was closed by the server or logged out. Not after {@link close}. */
   connect (): void

@@ -64,6 +64,8 @@ export class PendingSocket implements SocketOwner, Wheeled {
     if (!this.#isPending || !this.#mayHold(byteLengthOf(data))) return
     const type = isBinary ? null : controlType(data)
     if (type === null) this.#held.push({ data, isBinary })
+    // Who asks as whom it is open has no credential to send.
+    else if (type === 'auth_status' && !this.#isVerifying) this.fail('AuthenticationFailed', 'FST_HYBRID_AUTH_MISSING_CREDENTIALS')
     // A credential is for us, also one that comes too early: the application does not get it.
     else if (type !== 'auth' || this.#isVerifying || !Buffer.isBuffer(data)) this.fail('ProtocolError')
     else this.#verify(data)
