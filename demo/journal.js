@@ -11,7 +11,7 @@ export function createJournal ({ store, node }) {
 
   /** Never waited for: what cannot be kept is on the terminal all the same. */
   function note (event) {
-    const entry = { id: `${node}/${++count}`, ...entryOf({ time: Date.now(), node, ...event }) }
+    const entry = { id: `${node}/${++count}`, ...entryOf({ node, ...event }) }
     store.push(LIST, JSON.stringify(entry), LENGTH).catch(() => {})
     publish?.(entry)
   }

@@ -13,6 +13,8 @@ export function addLive (app, opened) {
     socket.on('message', (data, isBinary) => { socket.send(data, { binary: isBinary }) })
     opened(connection)
   })
+  // In place of the socket, where there is none to be had.
+  app.post('/poll', { auth: true }, (request, reply) => app.hybridAuth.rooms.poll(request, reply))
   app.get('/me', { auth: true }, async request => describe(request.auth))
   app.get('/admin', { preHandler: app.hybridAuth.require({ role: 'admin' }) }, async request =>
     ({ message: `Welcome, ${request.auth.userId}.` }))

@@ -5,7 +5,7 @@ import { ROLES } from './roles.js'
 import { roleChange } from './schemas.js'
 
 const TICK = 1000
-const LINGERS = 10
+const LINGERS = 120
 /** Each tenant has its own, so that one sees whose feed it is. */
 const STREETS = [
   ['3 Mill Lane', '18 Harbour Street', '7 Orchard Road', '42 Station Square', '11 Abbey Close', '5 Ferry Steps', '29 Quay Street'],
@@ -16,9 +16,11 @@ const KINDS = ['listed', 'reduced', 'listed', 'viewing', 'listed', 'sold', 'redu
 /** The plugin's option: to hear what is said takes one permission, to say something another. */
 export const ROOMS = {
   patterns: {
-    'tenant/:tenantId/agents': { join: { permissions: ['property:read'] }, publish: { permissions: ['property:write'] } },
+    'tenant/:tenantId/agents': {
+      join: { permissions: ['property:read'] }, publish: { permissions: ['property:write'] }, history: 100, repeats: 60_000
+    },
     // Here the server alone has something to say.
-    [LOG_ROOM]: { join: { permissions: ['operate'] } },
+    [LOG_ROOM]: { join: { permissions: ['operate'] }, history: 100 },
     [BOARD_ROOM]: { join: { permissions: ['operate'] } }
   },
   maxPayload: 64 * 1024
@@ -43,7 +45,7 @@ export function addRoles (app, roles) {
 
 /**
  * Tells the room of each tenant of another property every second, while somebody is in there, on whichever node, and for some
- * ticks more: whoever had to leave and comes back sees by the numbers what was not for him.
+ * ticks more: whoever had to leave and comes back sees by the numbers what was not for him, and who polls has something to hear.
  */
 export function addTicker (app, tenants) {
   const { rooms } = app.hybridAuth

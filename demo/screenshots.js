@@ -5,7 +5,7 @@ import { buildDemo, HOST } from './server.js'
 
 const CHROMIUM = process.env.CHROMIUM || '/usr/bin/chromium-headless-shell'
 const OUT = new URL('../docs/images/', import.meta.url)
-const WIDE = { width: 1280, height: 900 }
+const WIDE = { width: 1280, height: 1000 }
 const PHONE = { width: 390, height: 844 }
 /** So that there is something to see: the numbered stream has come so far. */
 const RUNS_TO = 9

@@ -51,6 +51,10 @@ export async function buildDemo ({
   const key = derive(secret, 'tokens')
   const sign = createSigner({ key, algorithm: 'HS256', expiresIn: TOKEN_LIFETIME * 1000, iss: ISSUER, aud: ISSUER })
   const journal = createJournal({ store, node })
+  const note = event => {
+    journal.note(event)
+    audit?.(event)
+  }
 
   const app = Fastify({ bodyLimit: 1024, logger: { level: 'warn' } })
   await app.register(cookie)
@@ -71,10 +75,7 @@ export async function buildDemo ({
     rooms: ROOMS,
     limits: { connections: { perUser: 10 }, connects: { perUser: 120 } },
     cluster,
-    audit: event => {
-      journal.note(event)
-      audit?.(event)
-    }
+    audit: note
   })
   const registry = new Registry()
   app.hybridAuth.metrics(registry)
@@ -86,7 +87,7 @@ export async function buildDemo ({
 
   await addPage(app)
   addLogin(app, { users, signins, endings })
-  addTokens(app, { users, families, endings, lifetime: TOKEN_LIFETIME, note: journal.note })
+  addTokens(app, { users, families, endings, lifetime: TOKEN_LIFETIME, note })
   addSessions(app, { signins, sessions, endings })
   addLive(app, board.opened)
   addControl(app, { endings, registry })

@@ -41,7 +41,7 @@ export function addTokens (app, { users, families, endings, lifetime, note }) {
     if (outcome === 'busy') return reply.code(429).header('retry-after', String(lifetime)).send({ error: 'slow_down', error_description: 'Too many tokens at once' })
     if (outcome === 'reused') {
       await endings.end([family], 'a refresh token was used again')
-      note({ type: 'refresh_reused', userId, route: REFRESH })
+      note({ type: 'refresh_reused', time: Date.now(), websocket: false, route: REFRESH, userId })
     }
     reply.clearCookie(COOKIE, COOKIE_OPTIONS)
     return refuse(reply, 'Sign in again')

@@ -1,6 +1,6 @@
 /** The socket of this page, by the library's own client, and what the parts of the page are told of it. */
 import { createAuthSocket } from '/lib/client/index.js'
-import { getToken, how, who } from './access.js'
+import { ask, getToken, how, who } from './access.js'
 
 const listeners = new Map()
 const wanted = new Set()
@@ -8,7 +8,7 @@ let client = null
 let auth = null
 
 /**
- * @param name `state`, `degraded`, `closed`, `permissions`, `refused`, `gap`, `logout`: as the client says; `greeted` and `context` with
+ * @param name `state`, `degraded`, `closed`, `permissions`, `refused`, `gap`: as the client says; `greeted` and `context` with
  * the context that the server sees; `membership`; `said` with what somebody said in a room; `ended`: there is no socket any more
  */
 export function on (name, listen) {
@@ -29,7 +29,8 @@ export function open () {
   const pass = (event, name = event) => mine.on(event, what => { if (mine === client) tell(name, what) })
   pass('state')
   pass('close', 'closed')
-  for (const name of ['permissions', 'degraded', 'gap', 'logout']) pass(name)
+  for (const name of ['permissions', 'gap', 'degraded']) pass(name)
+  mine.on('degraded', isSo => { if (isSo && mine === client && auth === null) introduce(mine) })
   mine.on('error', ({ stage, error }) => {
     if (mine !== client || stage !== 'refused') return
     // It did not get in there, and may ask again.
@@ -52,6 +53,12 @@ export function close (isForAll = false) {
   if (isForAll) last?.logout()
   last?.close()
   tell('ended')
+}
+
+/** Where there has been no socket that could say whom the server sees. */
+async function introduce (mine) {
+  const seen = await ask('/me').catch(() => null)
+  if (mine === client && auth === null && seen !== null) take({ type: 'hello', auth: seen })
 }
 
 /** As it is, now or once there is a connection. */

@@ -34,6 +34,8 @@ on('ended', () => {
 })
 on('state', state => { if (state !== 'open') show(false, 'waiting') })
 
+on('degraded', isSo => { if (isSo) showState(membership, 'Asked for', 'waiting') })
+
 on('membership', frame => {
   if (frame.room !== room) return
   show(frame.isIn, frame.isIn ? 'open' : frame.reason === 'left' ? 'closed' : 'refused')

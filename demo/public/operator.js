@@ -58,17 +58,16 @@ function show () {
 
 function makeRow ({ id, userId, authType }) {
   const cells = ['User', 'Credential', 'Ends in', 'Rooms', 'Open for'].map((label, i) => {
-    const cell = element(i === 0 ? 'th' : 'td')
-    if (i === 0) cell.scope = 'row'
+    const cell = i === 0 ? element('th', '', { role: 'rowheader' }) : element('td', '', { role: 'cell' })
     cell.dataset.label = label
     return cell
   })
   const orders = element('td', ORDERS.map(([action, text, spoken]) =>
     button(text, () => order(id, userId, action), {
       ariaLabel: `${spoken} ${userId}`, title: `${spoken} ${userId}`, disabled: action === 'shorten' && authType === 'session'
-    })), { className: 'orders' })
+    })), { className: 'orders', role: 'cell' })
   return {
-    part: element('tr', [...cells, orders]),
+    part: element('tr', [...cells, orders], { role: 'row' }),
     update ({ tenantId, role, authType, via, credential, expiresIn, rooms, openedAgo, node, permissions, age }) {
       const texts = [
         [userId, `${role}, ${tenantId} · ${may(permissions)}`],
