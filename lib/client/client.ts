@@ -186,25 +186,26 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
   function logOut (by: AuthSocketEvents['logout']['by'], reason = 'logged_out', code?: number): void {
     if (state === 'closed') return
     const mine = stop()
-    forget()
     rooms.cursors.clear()
-    emit('logout', { by })
+    forget()
+    if (mine === turn) emit('logout', { by })
     if (mine === turn) end(reason, code)
   }
 
   /** Whoever connects next may be somebody else. */
   function forget (): void {
     queue.length = 0
+    for (const room of rooms.cursors.keys()) rooms.cursors.set(room, null)
     identity = null
     recovered = false
     tokens?.forget()
+    fallback?.end()
   }
 
   /** For good, unless somebody connects it again. */
   function end (reason: string, code = 1000): void {
     const mine = stop()
     forget()
-    fallback?.end()
     // Who was told of that may have ended it already.
     if (mine !== turn) return
     for (const stream of streams) stream.end()

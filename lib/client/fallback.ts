@@ -19,6 +19,8 @@ export function createFallback ({ after = 10_000, poll, interval = 5000 }: Fallb
 
   /** @returns how long the server wants not to be asked, in milliseconds */
   async function ask (signal: AbortSignal): Promise<number> {
+    const cursors = [...rooms.cursors].filter(([room]) => !unheard.has(room))
+    if (!cursors.length || isOffline()) return 0
     const token = tokens && await tokens.forConnection()
     // Where there is none any more the next attempt to connect ends the client.
     if (signal.aborted || (tokens && !token)) return 0
@@ -28,7 +30,7 @@ export function createFallback ({ after = 10_000, poll, interval = 5000 }: Fallb
       redirect: 'error',
       credentials: token ? 'omit' : 'include',
       headers: { 'content-type': 'application/json', ...(token && { authorization: `Bearer ${token}` }) },
-      body: JSON.stringify({ rooms: Object.fromEntries([...rooms.cursors].filter(([room]) => !unheard.has(room))) }),
+      body: JSON.stringify({ rooms: Object.fromEntries(cursors) }),
       signal: AbortSignal.any([signal, AbortSignal.timeout(PATIENCE)])
     })
     const { rooms: answers } = read(await response.text())
@@ -55,7 +57,7 @@ export function createFallback ({ after = 10_000, poll, interval = 5000 }: Fallb
   async function round (signal: AbortSignal): Promise<void> {
     let wait = 0
     try {
-      if (rooms.cursors.size && !isOffline()) wait = await ask(signal)
+      wait = await ask(signal)
     } catch (error) {
       if (!signal.aborted) emit('error', { stage: 'poll', error })
     }

@@ -46,6 +46,7 @@ export function createRefresh (accepted: string | null, tokens: Tokens, say: (fr
   /** @returns whether there is another one, which is offered */
   function answered (): boolean {
     const token = next
+    clearTimeout(timer)
     offered = next = null
     if (!token || token === accepted) return false
     offer(token)
@@ -77,6 +78,7 @@ export function createRefresh (accepted: string | null, tokens: Tokens, say: (fr
     refused (): boolean {
       if (!offered) return false
       tokens.reject(offered)
+      if (next === offered) next = null
       if (!answered()) begin('rejected')
       return true
     },

@@ -28,10 +28,13 @@ export function joinTabs (name: string, user: () => string | null, isTold: boole
   return {
     logOut () { tell({ logout: true, id: user() }) },
     async share (ask, signal) {
+      if (!isTold) return ask()
+      let isHeard = false
       const asked = async (): Promise<string | null> => {
         const token = await ask()
         const id = user()
-        if (isTold && token && id && !signal.aborted) tell({ token, id })
+        isHeard = token !== null && id !== null && !signal.aborted
+        if (isHeard) tell({ token, id })
         return token
       }
       // Without https there are no locks (Web Locks §2).
@@ -42,6 +45,7 @@ export function joinTabs (name: string, user: () => string | null, isTold: boole
         locks.request(name, { signal }, async () => {
           isMine = true
           resolve(await asked())
+          if (!isHeard) return
           await new Promise<void>(_resolve => {
             const timer = setTimeout(_resolve, HEARD_WITHIN)
             signal.addEventListener('abort', () => {

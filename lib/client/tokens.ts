@@ -107,7 +107,7 @@ export function createTokens (ask: GetToken, isSingleUse: boolean) {
     },
     /** What another tab got for the same user. false: it is of no use. */
     adopt (token: string): boolean {
-      if (!token || rejected.has(token) || token === held) return false
+      if (!token || rejected.has(token) || token === held || (held && subjectOf(token) !== subjectOf(held))) return false
       hold(token)
       return true
     },
@@ -131,6 +131,12 @@ export function createTokens (ask: GetToken, isSingleUse: boolean) {
     /** In how many milliseconds another one should be asked for; Infinity: not as far as is known. */
     refreshIn: (): number => lifetime < Infinity ? Math.max(SOONEST, left() - lifetime * (1 - REFRESH_FROM - Math.random() * REFRESH_OVER)) : lifetime
   }
+}
+
+/** What cannot be read is nobody's: then it is the server who has said for whom a token is. */
+function subjectOf (token: string): string {
+  const { iss, sub } = claimsOf(token)
+  return JSON.stringify([iss, sub])
 }
 
 /** Nothing of it is verified here. */

@@ -11,10 +11,13 @@ export interface AuthSocketOptions {
   url: string | URL | (() => string | URL)
   /**
    * A token, or with `attach: 'ticket'` a ticket; null where there will be none: the client closes for good. What it throws, and
-   * more than 10 s, is tried again. Never asked twice at once. Required unless `attach` is `cookie`
+   * more than 10 s, is tried again. Never asked twice at once, unless it goes on after its signal was aborted. Required unless `attach` is `cookie`
    */
   getToken?: GetToken | undefined
-  /** @default 'protocol' with `getToken`, else 'cookie' */
+  /**
+   * `message` is for origins without a session: a socket that its cookie has opened takes no token, and is closed with 4011.
+   * @default 'protocol' with `getToken`, else 'cookie'
+   */
   attach?: Attach | undefined
   /** Closes the client for good. */
   signal?: AbortSignal | undefined
@@ -45,7 +48,7 @@ export interface Fallback {
 /** `waiting`: for the next attempt. `idle`: until something is sent, for the server had nothing to do for it. */
 export type State = 'connecting' | 'open' | 'waiting' | 'idle' | 'closed'
 
-/** As far as the server or the token says who it is. */
+/** Who it is, as the server has said. */
 export interface ClientIdentity { readonly id: string }
 
 export interface ClosedEvent {
@@ -70,7 +73,7 @@ export type AuthSocketEvents = {
   message: ClientMessage
   permissions: { readonly permissions: readonly string[], readonly added: readonly string[], readonly removed: readonly string[] }
   close: ClosedEvent
-  /** The user is no longer logged in: by {@link AuthSocket.logout} here or in another tab, or by the server (4006). The close follows. */
+  /** The user is no longer logged in: by {@link AuthSocket.logout} here or in another tab, or by the server (4006, or a poll with a cookie that is 401). The close follows. */
   logout: { readonly by: 'self' | 'tab' | 'server' }
   /** true: there is no socket, and the rooms are polled. false: that is over. */
   degraded: boolean
@@ -90,7 +93,7 @@ export type AuthSocketEvents = {
 export interface AuthSocket {
   readonly state: State
   readonly identity: ClientIdentity | null
-  /** true: it is on its way. false: it is not, and waits only where there is a `queue` with room for it. */
+  /** true: it is on its way. false: it is not, and waits where there is a `queue` with room for it: who sends it again then sends it twice. @throws TypeError on what is neither text nor bytes */
   send (data: Data): boolean
   /** Into a room, now and after each reconnect. */
   join (room: string): void
