@@ -30,7 +30,7 @@ interface Room {
 export class MemoryHistories {
   /** Those that were used last at the end. */
   readonly #rooms = new Map<string, Room>()
-  readonly #sweeper = new Sweeper(() => this.#sweep())
+  readonly #sweeper = new Sweeper(() => this.sweep())
   #bytes = 0
 
   get size (): number {
@@ -112,7 +112,8 @@ export class MemoryHistories {
     this.#bytes += bytes
   }
 
-  #sweep (): number {
+  /** @returns how many rooms are left */
+  sweep (): number {
     const now = Date.now()
     for (const [name, room] of this.#rooms) {
       this.#dropOlder(room, now)
