@@ -1,11 +1,11 @@
 /** What the printed commands use beside the page: revocation of a user, a ticket, the metrics, and how this node is. */
-import { WHOM } from './schemas.js'
+import { COMMAND_ANSWER, TICKET_ANSWER, WHOM } from './schemas.js'
 
 export function addControl (app, { endings, registry }) {
-  app.post('/revoke', { auth: { role: 'admin' }, schema: { body: WHOM } }, async request =>
+  app.post('/revoke', { auth: { role: 'admin' }, schema: { body: WHOM, response: { 200: COMMAND_ANSWER } } }, async request =>
     endings.endAll(request.body.userId, `by ${request.auth.userId}`))
 
-  app.post('/ticket', { auth: true }, async (request, reply) => {
+  app.post('/ticket', { auth: true, schema: { response: { 200: TICKET_ANSWER } } }, async (request, reply) => {
     reply.header('cache-control', 'no-store')
     return { ticket: await app.hybridAuth.issueTicket(request) }
   })

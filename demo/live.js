@@ -8,8 +8,6 @@ export function addLive (app, opened) {
     const connection = app.hybridAuth.connection(socket)
     connection.send({ type: 'hello', auth: describe(request.auth) })
     connection.on('refresh', auth => { connection.send({ type: 'context', auth: describe(auth) }) })
-    connection.on('joined', room => { connection.send({ type: 'membership', room, isIn: true }) })
-    connection.on('left', (room, reason) => { if (reason !== 'closed') connection.send({ type: 'membership', room, isIn: false, reason }) })
     socket.on('message', (data, isBinary) => { socket.send(data, { binary: isBinary }) })
     opened(connection)
   })

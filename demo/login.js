@@ -1,11 +1,11 @@
 /** In and out with a session: who it is is in the store, the browser has a cookie. */
-import { CREDENTIALS } from './schemas.js'
+import { CREDENTIALS, LOGIN_ANSWER, SESSION_ANSWER } from './schemas.js'
 import { browserOf } from './signins.js'
 
 export const COOKIE = 'sessionId'
 
 export function addLogin (app, { users, signins, endings }) {
-  app.post('/login', { schema: { body: CREDENTIALS } }, async (request, reply) => {
+  app.post('/login', { schema: { body: CREDENTIALS, response: { 200: LOGIN_ANSWER } } }, async (request, reply) => {
     reply.header('cache-control', 'no-store')
     const user = await users.verify(request.body)
     if (user === null) {
@@ -30,7 +30,7 @@ export function addLogin (app, { users, signins, endings }) {
   })
 
   // Who is signed in, if anybody: the page asks when it opens.
-  app.get('/session', { auth: { types: ['session'], optional: true } }, async (request, reply) => {
+  app.get('/session', { auth: { types: ['session'], optional: true }, schema: { response: { 200: SESSION_ANSWER } } }, async (request, reply) => {
     reply.header('cache-control', 'no-store')
     const auth = app.hybridAuth.contextOf(request)
     return { user: auth === null ? null : { userId: auth.userId, tenantId: auth.tenantId, role: auth.role } }

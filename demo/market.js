@@ -2,7 +2,7 @@
 import { BOARD_ROOM } from './board.js'
 import { LOG_ROOM } from './journal.js'
 import { ROLES } from './roles.js'
-import { roleChange } from './schemas.js'
+import { COMMAND_ANSWER, roleChange, ROLES_ANSWER } from './schemas.js'
 
 const TICK = 1000
 const LINGERS = 120
@@ -28,12 +28,12 @@ export const ROOMS = {
 
 /** Who has which role, and another one for somebody: for admins. */
 export function addRoles (app, roles) {
-  app.get('/roles', { auth: { role: 'admin' } }, async (request, reply) => {
+  app.get('/roles', { auth: { role: 'admin' }, schema: { response: { 200: ROLES_ANSWER } } }, async (request, reply) => {
     reply.header('cache-control', 'no-store')
     return { roles: ROLES, users: await roles.all() }
   })
 
-  app.post('/role', { auth: { role: 'admin' }, schema: { body: roleChange(ROLES) } }, async (request, reply) => {
+  app.post('/role', { auth: { role: 'admin' }, schema: { body: roleChange(ROLES), response: { 200: COMMAND_ANSWER } } }, async (request, reply) => {
     const { userId, role } = request.body
     if (userId === request.auth.userId) return reply.code(409).send({ message: 'Your own role is for another admin to change' })
     if (!Object.hasOwn(await roles.all(), userId)) return reply.code(404).send({ message: 'There is no such user' })

@@ -1,12 +1,12 @@
 /** What an operator may do to an open connection, on whichever node it is. */
-import { ORDER } from './schemas.js'
+import { COMMAND_ANSWER, ORDER } from './schemas.js'
 
 const READ_ONLY = ['property:read']
 /** To bring another token, in milliseconds. */
 const TIME_LEFT = 10_000
 
 export function addOperator (app, { board, endings }) {
-  app.post('/operator/order', { auth: { permissions: ['operate'] }, schema: { body: ORDER } }, async (request, reply) => {
+  app.post('/operator/order', { auth: { permissions: ['operate'] }, schema: { body: ORDER, response: { 200: COMMAND_ANSWER } } }, async (request, reply) => {
     const { connectionId, action } = request.body
     const connection = await board.find(connectionId)
     if (connection === undefined) return reply.code(404).send({ message: 'This connection is not open any more' })

@@ -10,6 +10,19 @@ export const roleChange = roles => object({ userId: text(64), role: { enum: role
 export const ENTRY = object({ id: { type: 'string', pattern: '^[0-9a-f]{12}$' } })
 export const ORDER = object({ connectionId: text(64), action: { enum: ['revoke', 'read-only', 'shorten'] } })
 
+const user = { userId: { type: 'string' }, tenantId: maybe('string') }
+export const LOGIN_ANSWER = object({ user: object(user) })
+export const SESSION_ANSWER = object({ user: { ...object({ ...user, role: maybe('string') }), nullable: true } })
+export const ROLES_ANSWER = object({
+  roles: { type: 'array', items: { type: 'string' } },
+  users: { type: 'object', additionalProperties: { type: 'string' } }
+})
+/** What a command of the plugin met. */
+export const COMMAND_ANSWER = object({
+  id: { type: 'string' }, matched: { type: 'integer' }, closed: { type: 'integer' }, durable: { type: 'boolean' },
+  nodes: object({ acknowledged: { type: 'integer' }, missing: { type: 'integer' } })
+})
+export const TICKET_ANSWER = object({ ticket: { type: 'string' } })
 export const TOKEN_ANSWER = object({ access_token: { type: 'string' }, token_type: { type: 'string' }, expires_in: { type: 'integer' } })
 
 export const SIGNINS_ANSWER = object({

@@ -1,24 +1,24 @@
-/** Pictures of the dashboard for the documentation: `node demo/screenshots.js`, after a build. Needs playwright-core and a Chromium. */
+/** Pictures of the dashboard for the documentation: `node demo/screenshots.js [directory] [dark]`, after a build, with a Chromium. */
 import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { chromium } from 'playwright-core'
 import { buildDemo, HOST } from './server.js'
 
 const CHROMIUM = process.env.CHROMIUM || '/usr/bin/chromium-headless-shell'
-const OUT = new URL('../docs/images/', import.meta.url)
-const WIDE = { width: 1280, height: 1000 }
+const [directory = fileURLToPath(new URL('../docs/images', import.meta.url)), colorScheme = 'light'] = process.argv.slice(2)
+const WIDE = { width: 1200, height: 900 }
 const PHONE = { width: 390, height: 844 }
 /** So that there is something to see: the numbered stream has come so far. */
 const RUNS_TO = 9
 
-const [suffix = '', scheme = 'light'] = process.argv.slice(2)
-
-const { app, logins } = await buildDemo()
+const { app, logins } = await buildDemo({ tokenLifetime: 12 })
 await app.listen({ host: HOST, port: 0 })
 const origin = `http://${HOST}:${app.server.address().port}`
 const browser = await chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox'] })
 try {
-  await mkdir(OUT, { recursive: true })
-  const guest = await (await browser.newContext({ viewport: PHONE, colorScheme: scheme })).newPage()
+  await mkdir(directory, { recursive: true })
+  const guest = await (await browser.newContext({ viewport: PHONE, colorScheme, reducedMotion: 'reduce' })).newPage()
   await guest.goto(origin)
   for (let i = 0; i < 2; i++) await guest.getByRole('button', { name: 'Try a bad token' }).click()
   const bob = await enter('bob', 'Sign in with a session', WIDE)
@@ -35,10 +35,8 @@ try {
   await bob.getByRole('button', { name: 'Publish' }).click()
   await root.locator('#feed li[data-kind="said"]').waitFor()
   await root.locator('#feed b', { hasText: `#${RUNS_TO + 3}` }).waitFor()
-  if (suffix !== '') await guest.screenshot({ path: new URL(`guest${suffix}.png`, OUT).pathname })
-  if (suffix !== '') await root.screenshot({ path: new URL(`full${suffix}.png`, OUT).pathname, fullPage: true })
   for (const [name, page] of [['wide', root], ['phone', alice]]) {
-    await page.screenshot({ path: new URL(`dashboard-${name}${suffix}.png`, OUT).pathname, fullPage: false })
+    await page.screenshot({ path: join(directory, `dashboard-${name}.png`), fullPage: name === 'wide' })
   }
 } finally {
   await browser.close()
@@ -46,7 +44,7 @@ try {
 }
 
 async function enter (username, how, viewport) {
-  const page = await (await browser.newContext({ viewport, colorScheme: scheme })).newPage()
+  const page = await (await browser.newContext({ viewport, colorScheme, reducedMotion: 'reduce' })).newPage()
   await page.goto(origin)
   await page.getByLabel('User name').fill(username)
   await page.getByLabel('Password').fill(logins.find(login => login.username === username).password)

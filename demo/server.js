@@ -29,6 +29,7 @@ import { createUsers } from './users.js'
 
 export const HOST = '127.0.0.1'
 const ISSUER = 'fastify-hybrid-auth-demo'
+/** In seconds: short, so that one sees tokens being replaced. */
 const TOKEN_LIFETIME = Number(process.env.DEMO_TOKEN_LIFETIME || 60)
 const SESSION_LIFETIME = 30 * 60
 
@@ -40,16 +41,17 @@ export const derive = (secret, name) => Buffer.from(hkdfSync('sha256', secret, '
  * @param options.audit receives every decision of the guard
  * @param options.node the name of this process
  * @param options.secret, options.sessions, options.store, options.cluster, options.roles what several processes have in common: see node.js
+ * @param options.tokenLifetime in seconds
  * @param options.isTicking tells the rooms of properties: one of the processes
  */
 export async function buildDemo ({
   audit, node = 'node 1', secret = randomBytes(32), sessions = new session.MemoryStore(), store = memoryStore(),
-  cluster, roles = memoryRoles(), isTicking = true
+  cluster, roles = memoryRoles(), isTicking = true, tokenLifetime = TOKEN_LIFETIME
 } = {}) {
   const users = await createUsers(name => derive(secret, `the password of ${name}`))
   for (const { username, role } of users.logins) await roles.add(username, role)
   const key = derive(secret, 'tokens')
-  const sign = createSigner({ key, algorithm: 'HS256', expiresIn: TOKEN_LIFETIME * 1000, iss: ISSUER, aud: ISSUER })
+  const sign = createSigner({ key, algorithm: 'HS256', expiresIn: tokenLifetime * 1000, iss: ISSUER, aud: ISSUER })
   const journal = createJournal({ store, node })
   const note = event => {
     journal.note(event)
@@ -82,12 +84,12 @@ export async function buildDemo ({
 
   const signins = createSignins(store)
   const endings = createEndings({ app, signins, sessions, issuer: ISSUER })
-  const families = createFamilies(signins, sign, TOKEN_LIFETIME)
+  const families = createFamilies(signins, sign, tokenLifetime)
   const board = createBoard({ app, store, node, registry })
 
   await addPage(app)
   addLogin(app, { users, signins, endings })
-  addTokens(app, { users, families, endings, lifetime: TOKEN_LIFETIME, note })
+  addTokens(app, { users, families, endings, lifetime: tokenLifetime, note })
   addSessions(app, { signins, sessions, endings })
   addLive(app, board.opened)
   addControl(app, { endings, registry })

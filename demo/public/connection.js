@@ -8,8 +8,8 @@ let client = null
 let auth = null
 
 /**
- * @param name `state`, `degraded`, `closed`, `permissions`, `refused`, `gap`: as the client says; `greeted` and `context` with
- * the context that the server sees; `membership`; `said` with what somebody said in a room; `ended`: there is no socket any more
+ * @param name `state`, `degraded`, `closed`, `permissions`, `refused`, `joined`, `left`, `gap`: as the client says; `greeted` and `context` with
+ * the context that the server sees; `said` with what somebody said in a room; `ended`: there is no socket any more
  */
 export function on (name, listen) {
   listeners.set(name, [...listeners.get(name) ?? [], listen])
@@ -29,7 +29,12 @@ export function open () {
   const pass = (event, name = event) => mine.on(event, what => { if (mine === client) tell(name, what) })
   pass('state')
   pass('close', 'closed')
-  for (const name of ['permissions', 'gap', 'degraded']) pass(name)
+  for (const name of ['permissions', 'joined', 'gap', 'degraded']) pass(name)
+  mine.on('left', left => {
+    if (mine !== client) return
+    wanted.delete(left.room)
+    tell('left', left)
+  })
   mine.on('degraded', isSo => { if (isSo && mine === client && auth === null) introduce(mine) })
   mine.on('error', ({ stage, error }) => {
     if (mine !== client || stage !== 'refused') return
@@ -88,10 +93,6 @@ function take (frame) {
     case 'context':
       auth = frame.auth
       tell('context', auth)
-      break
-    case 'membership':
-      if (!frame.isIn) wanted.delete(frame.room)
-      tell('membership', frame)
   }
 }
 

@@ -36,12 +36,16 @@ on('state', state => { if (state !== 'open') show(false, 'waiting') })
 
 on('degraded', isSo => { if (isSo) showState(membership, 'Asked for', 'waiting') })
 
-on('membership', frame => {
-  if (frame.room !== room) return
-  show(frame.isIn, frame.isIn ? 'open' : frame.reason === 'left' ? 'closed' : 'refused')
-  if (frame.isIn) tell('good', 'You are in the room.')
-  else if (frame.reason === 'left') tell('note', 'You have left the room.')
-  else tell('bad', frame.reason === 'forbidden' ? 'You are out of the room: no longer allowed.' : 'The server has put you out of the room.')
+on('joined', joined => {
+  if (joined.room !== room) return
+  show(true, 'open')
+  tell('good', 'You are in the room.')
+})
+on('left', left => {
+  if (left.room !== room) return
+  show(false, left.reason === null ? 'closed' : 'refused')
+  if (left.reason === null) tell('note', 'You have left the room.')
+  else tell('bad', left.reason === 'forbidden' ? 'You are out of the room: no longer allowed.' : 'The server has put you out of the room.')
 })
 on('permissions', ({ added, removed }) => {
   if (removed.length > 0) tell('bad', `You may no longer ${inWords(removed)}.`)
