@@ -4,13 +4,13 @@ import t, { type Test } from 'tap'
 import type { Cluster } from '../lib/cluster/cluster.js'
 import type { Entry, Recalled } from '../lib/cluster/history.js'
 import { memoryCluster } from '../lib/cluster/memory.js'
-import { tokenOf } from './cluster-suite.js'
-import { comeBack, cursorOf, framesOf, HALL, joinFrom, keeper, said, taleOf, type Keeper } from './histories.js'
+import { bearer, tokenOf } from './cluster-suite.js'
+import { comeBack, cursorOf, framesOf, HALL, joinFrom, keeper, pollable, said, taleOf, type Keeper } from './histories.js'
 import { eventually, setClock, type Pair } from './live.js'
 import { driverOf } from './revoking.js'
 import { hubOf, remains, settled } from './rooming.js'
 import { into, roomMeter } from './rooms-suite.js'
-import { deferred, type Deferred } from './stores.js'
+import { ask, codeOf, deferred, type Deferred } from './stores.js'
 
 /** A cluster in memory of whose answers the test decides. */
 class Slow {
@@ -19,6 +19,8 @@ class Slow {
   isHeld = false
   isAway = false
   isDeaf = false
+  /** When channels have been opened. */
+  subscribing: Promise<void> | null = null
   /** What is answered in place of what there is. */
   answer: (recalled: Recalled) => Recalled = recalled => recalled
 
@@ -29,6 +31,10 @@ class Slow {
     this.resume = () => { member.resumed() }
     this.hear = (...given) => { member.heard(...given) }
     return {
+      async subscribe (room) {
+        await inner.subscribe(room)
+        await slow.subscribing
+      },
       async append (...given) {
         await turn()
         return slow.isAway ? false : inner.append(...given)
@@ -376,6 +382,31 @@ t.test('two who come at once have one opening between them', async t => {
   }
 })
 
+for (const isKnown of [true, false]) {
+  t.test(`a channel that is there again while a room is being opened opens it, ${isKnown ? 'before' : 'after'} others are`, async t => {
+    const node = await kept(t)
+    const pair = await node.open({ speaks: true })
+    await into(pair, 'plain')
+    const channel = deferred<void>()
+    slow.subscribing = channel.promise
+    slow.isHeld = true
+    const joining = pair.there.connection.join(HALL)
+    slow.resume()
+    const opening = await asked(1)
+    if (isKnown) {
+      opening.resolve()
+      for (let n = 0; n < 3; n++) await turn()
+    }
+    channel.resolve()
+    await turn()
+    opening.resolve()
+    t.equal(await joining, true)
+    t.equal(slow.asked.length, 1, 'asked once')
+    await settled(pair)
+    t.match(framesOf(pair.peer), [{ type: 'joined', cursor: /\.0$/ }])
+  })
+}
+
 t.test('what was said once and stands in the history again is passed on once, and counted', async t => {
   const node = await kept(t)
   const member = await comeBack(node)
@@ -415,6 +446,32 @@ t.test('a member that does not read is closed when all have what there is, also 
   t.ok(taleOf(quick.peer).slice(1).every((text, n) => text === texts[n]))
   stuck.peer.socket.resume()
   t.equal((await stuck.peer.end).code, 4008)
+})
+
+t.test('a room whose messages find no place in an answer keeps its cursor, whether or not they were looked for', async t => {
+  for (const size of [5000, 5700]) {
+    const node = await kept(t, { maxBuffered: 6000, patterns: { one: { join: true, history: 10 }, two: { join: true, history: 10 } } })
+    const cursors = { one: (await node.pollOf(null, 'one')).cursor, two: (await node.pollOf(null, 'two')).cursor }
+    for (const room of ['one', 'two']) await node.publish('x'.repeat(size), room)
+    const { one, two } = (await node.poll(cursors)).body.rooms
+    const [full, empty] = one?.messages.length === 1 ? [one, two] : [two, one]
+    t.equal(full?.messages.length, 1)
+    t.same(empty, { messages: [], cursor: empty === one ? cursors.one : cursors.two })
+  }
+})
+
+t.test('who is nobody may not poll, and an answer is not to be stored', async t => {
+  const node = await kept(t, {}, {
+    routes (app) {
+      app.post('/open', request => app.hybridAuth.rooms.poll(request))
+      pollable(app)
+    }
+  })
+  const init = { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"rooms":{}}' }
+  const open = await ask(node.host, '/open', init)
+  t.same([open.status, codeOf(open.body)], [401, 'FST_HYBRID_AUTH_NOT_AUTHENTICATED'])
+  const { status, headers } = await ask(node.host, '/poll', { ...init, headers: { ...init.headers, ...bearer(tokenOf('alice')).headers } })
+  t.same([status, headers.get('cache-control')], [200, 'no-store'])
 })
 
 t.test('what is old is no history, and a room is forgotten a day after its last message', async t => {

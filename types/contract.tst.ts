@@ -9,7 +9,7 @@ import hybridAuth, {
 } from '../lib/index.js'
 import { redisCluster } from '../lib/cluster/redis.js'
 import { discover, introspection, jwks } from '../lib/verify/providers.js'
-import { CLOSE, type CloseAction } from '../lib/protocol.js'
+import { CLOSE, type CloseAction, type PollAnswer } from '../lib/protocol.js'
 
 declare module '../lib/index.js' {
   interface AuthUser { name: string }
@@ -192,6 +192,16 @@ describe('what somebody may do', () => {
     expect(app.hybridAuth.rooms.publish('a', { b: 1 })).type.toBe<Promise<PublishResult>>()
     expect(app.hybridAuth.rooms.count('a')).type.toBe<number>()
     expect(app.hybridAuth.rooms.join).type.not.toBeCallableWith('a', 'b')
+  })
+
+  test('a pattern keeps a history, which is polled, and ids', () => {
+    expect<RoomOptions>().type.toBeAssignableFrom({ patterns: { a: { join: true, history: 100, repeats: 60_000 }, b: { join: true, history: { messages: 5, maxAge: 1000 } } } })
+    expect<RoomOptions>().type.not.toBeAssignableFrom({ patterns: { a: { join: true, history: { maxAge: 1000 } } } })
+    expect<RoomOptions>().type.not.toBeAssignableFrom({ patterns: { a: { join: true, history: true } } })
+    expect(app.hybridAuth.rooms.poll(request)).type.toBe<Promise<PollAnswer>>()
+    expect(app.hybridAuth.isRepeat(context, 'an id', { window: 1000 })).type.toBe<Promise<boolean>>()
+    expect(app.hybridAuth.isRepeat).type.not.toBeCallableWith(context, {})
+    expect(app.hybridAuth.isRepeat).type.not.toBeCallableWith(context, 1, { windows: 1000 })
   })
 
   test('a connection tells of its rooms', () => {

@@ -30,7 +30,7 @@ interface Room {
 export class MemoryHistories {
   /** Those that were used last at the end. */
   readonly #rooms = new Map<string, Room>()
-  readonly #sweeper = new Sweeper(() => this.sweep())
+  readonly sweeper = new Sweeper(() => this.#sweep())
   #bytes = 0
 
   get size (): number {
@@ -66,7 +66,7 @@ export class MemoryHistories {
 
   /** Nothing is swept any more. */
   stop (): void {
-    this.#sweeper.stop()
+    this.sweeper.stop()
   }
 
   #use (name: string, { maxAge }: Retention): Room {
@@ -75,7 +75,7 @@ export class MemoryHistories {
     room.maxAge = maxAge
     this.#rooms.delete(name)
     this.#rooms.set(name, room)
-    this.#sweeper.wake()
+    this.sweeper.wake()
     return room
   }
 
@@ -112,8 +112,7 @@ export class MemoryHistories {
     this.#bytes += bytes
   }
 
-  /** @returns how many rooms are left */
-  sweep (): number {
+  #sweep (): number {
     const now = Date.now()
     for (const [name, room] of this.#rooms) {
       this.#dropOlder(room, now)

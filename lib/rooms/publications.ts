@@ -7,27 +7,23 @@ const MAX_KEPT = 1000
 export interface Publication {
   readonly except: Member | null
   /** To how many members of this node it went. */
-  readonly delivered: Promise<number>
   readonly settle: (delivered: number) => void
 }
 
 export class Publications {
   readonly #open = new Map<number, Publication>()
 
-  expect (sequence: number, except: Member | null): Publication {
-    let settle: Publication['settle'] = () => {}
-    const delivered = new Promise<number>(resolve => { settle = resolve })
-    const publication = { except, delivered, settle }
-    this.#open.set(sequence, publication)
-    for (const [oldest, { settle: giveUp }] of this.#open) {
+  /** @returns to how many members of this node it went, when it has come */
+  expect (sequence: number, except: Member | null): Promise<number> {
+    const delivered = new Promise<number>(resolve => { this.#open.set(sequence, { except, settle: resolve }) })
+    for (const [oldest] of this.#open) {
       if (this.#open.size <= MAX_KEPT) break
-      this.#open.delete(oldest)
-      giveUp(0)
+      this.take(oldest)?.settle(0)
     }
-    return publication
+    return delivered
   }
 
-  /** It has come. */
+  /** It has come, or nobody waits for it any more. */
   take (sequence: number): Publication | null {
     const publication = this.#open.get(sequence) ?? null
     this.#open.delete(sequence)

@@ -78,9 +78,9 @@ export class Publisher<M extends Member> {
     const { append, onPublished } = this.#parts
     const sequence = ++this.#said
     const stream = this.#rooms.streamOf(room)
-    const publication = stream?.publications.expect(sequence, except)
+    const arrived = stream?.publications.expect(sequence, except)
     const published = await append(room, { sequence, payload, ...(id !== undefined && { id }) }, history)
-    const delivered = published && stream !== null && publication !== undefined ? await stream.arrival(publication, PATIENCE) : 0
+    const delivered = published && stream !== null && arrived !== undefined ? await stream.arrival(sequence, arrived, PATIENCE) : 0
     onPublished(delivered, published)
     return { delivered, published }
   }

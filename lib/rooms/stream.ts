@@ -13,7 +13,7 @@ import { cursorOf, parseCursor } from './cursor.js'
 import { RoomFrame } from './frame.js'
 import { closeAll, handOut, type HandOutParts } from './hand-out.js'
 import type { Member } from './member.js'
-import { Publications, type Publication } from './publications.js'
+import { Publications } from './publications.js'
 import { Senders } from '../cluster/senders.js'
 import { hand } from './suspended.js'
 
@@ -106,11 +106,15 @@ export class Stream<M extends Member> implements Wheeled {
     this.#take(recalled)
   }
 
-  /** Waits for one that the cluster has; where it is not told, it is read. @returns to how many members of this node it went */
-  async arrival ({ delivered, settle }: Publication, patience: number): Promise<number> {
+  /**
+   * Waits for a message that the cluster has; where it is not told, it is read.
+   * @param delivered what `publications.expect` answered
+   * @returns to how many members of this node it went
+   */
+  async arrival (sequence: number, delivered: Promise<number>, patience: number): Promise<number> {
     if (await settledWithin<number | null>(delivered, patience, null) === null) {
       await this.fill()
-      settle(0)
+      this.publications.take(sequence)?.settle(0)
     }
     return delivered
   }
