@@ -82,7 +82,7 @@ export class MemoryHistories {
   /** What was used last stays. */
   #makeRoom (): void {
     for (const [name, room] of this.#rooms) {
-      if (this.#rooms.size <= MAX_ROOMS && this.#bytes <= MAX_BYTES) return
+      if (this.#rooms.size <= MAX_ROOMS && this.#bytes <= MAX_BYTES) break
       this.#drop(name, room)
     }
   }

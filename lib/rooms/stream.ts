@@ -130,7 +130,7 @@ export class Stream<M extends Member> implements Wheeled {
     if (after.number > at.number) {
       // Another node was ahead of this one.
       return whenReady(this.fill(), () => {
-        if (this.#at === null || this.#at.number < after.number) catchUp.fail()
+        if (this.#isAhead(after)) catchUp.fail()
         return catchUp
       })
     }
