@@ -35,6 +35,7 @@ try {
   await bob.getByRole('button', { name: 'Publish' }).click()
   await root.locator('#feed li[data-kind="said"]').waitFor()
   await root.locator('#feed b', { hasText: `#${RUNS_TO + 3}` }).waitFor()
+  await root.getByText(/^Context replaced/).waitFor()
   for (const [name, page] of [['wide', root], ['phone', alice]]) {
     await page.screenshot({ path: join(directory, `dashboard-${name}.png`), fullPage: name === 'wide' })
   }

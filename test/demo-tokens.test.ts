@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import t, { type Test } from 'tap'
 import { WebSocket } from 'ws'
 import { bearer, bearerOf, cookieIn, listOf, memberOf, post, sessionOf, startDemo, textOf, tokensOf } from './demo-running.js'
-import { eventually } from './live.js'
+import { eventually, setClock } from './live.js'
 import { needsRedis } from './redis.js'
 
 t.setTimeout(180_000)
@@ -103,6 +103,52 @@ t.test('of many that come with one refresh token at the same moment two are answ
   const { refresh: { value } } = await tokensOf(origin, 'alice', passwords.alice)
   const answers = await Promise.all(Array.from({ length: 6 }, () => refresh(origin, value)))
   t.same(answers.map(({ status }) => status).sort(), [200, 200, 400, 400, 400, 400])
+})
+
+t.test('families and sign-ins end with time, and there are only so many', async t => {
+  const load = async (name: string): Promise<unknown> => import(new URL(`../demo/${name}.js`, import.meta.url).href)
+  const { memoryStore } = await load('store') as { memoryStore: () => object }
+  const { createSignins } = await load('signins') as { createSignins: (store: object) => { list: (userId: string) => Promise<unknown[]> } }
+  const { createFamilies } = await load('families') as { createFamilies: (signins: object, sign: () => string, lifetime: number) => Families }
+  interface Families {
+    begin: (user: object, browser: string) => Promise<{ refreshToken: string, dropped: unknown[] }>
+    rotate: (token: string) => Promise<{ outcome: string, refreshToken?: string }>
+  }
+  const user = { userId: 'alice', tenantId: 'riverside' }
+  const clock = setClock(t)
+  clock.freeze()
+  const after = (ms: number) => {
+    clock.reset()
+    clock.move(ms)
+  }
+  const signins = createSignins(memoryStore())
+  const { begin, rotate } = createFamilies(signins, () => 'token', 60)
+
+  const lost = await begin(user, '')
+  t.equal((await rotate(lost.refreshToken)).outcome, 'rotated')
+  after(5000)
+  t.equal((await rotate(lost.refreshToken)).outcome, 'reused', 'an answer is lost for five seconds at most')
+
+  const unused = await begin(user, '')
+  after(5000 + 30 * 60_000)
+  t.equal((await rotate(unused.refreshToken)).outcome, 'unknown', 'half an hour unused')
+
+  let { refreshToken }: { refreshToken?: string } = await begin(user, '')
+  for (let i = 1; i < 50; i++) ({ refreshToken } = await rotate(refreshToken ?? ''))
+  t.equal((await rotate(refreshToken ?? '')).outcome, 'busy')
+  after(5000 + 31 * 60_000)
+  let last = await rotate(refreshToken ?? '')
+  t.equal(last.outcome, 'rotated', 'it is good for later')
+  for (let minutes = 50; minutes < 8 * 60 + 90; minutes += 20) {
+    after(minutes * 60_000)
+    if (last.outcome === 'rotated') last = await rotate(last.refreshToken ?? '')
+  }
+  t.equal(last.outcome, 'unknown', 'eight hours, however often it is used')
+  t.same(await signins.list('alice'), [])
+
+  for (let i = 0; i < 20; i++) t.same((await begin(user, String(i))).dropped, [])
+  t.match((await begin(user, '20')).dropped, [{ browser: '0' }])
+  t.equal((await signins.list('alice')).length, 20)
 })
 
 t.test('a sign-out ends the family, and the socket with it', async t => {

@@ -171,6 +171,8 @@ t.test('in a browser', { skip: browserMissing() }, async t => {
   t.match(refresh, { httpOnly: true, sameSite: 'Strict', path: '/token/refresh', value: /^[\w.-]{60}/ })
   t.same((await context.storageState()).origins, [], 'nothing is stored in the browser but the cookies')
   const shown = await page.content()
+  // The other way in as well, from another tab.
+  await page.evaluate(`fetch('/login', { method: 'POST', headers: { 'content-type': 'application/json' }, body: '${JSON.stringify({ username: 'alice', password: passwords.alice })}' })`)
   await press(page, 'Sign out')
   await page.getByText('You have signed out.').waitFor()
   t.same(await context.cookies([origin, `${origin}/token/refresh`]), [])
