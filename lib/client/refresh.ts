@@ -24,12 +24,14 @@ export function createRefresh (accepted: string | null, tokens: Tokens, say: (fr
     if (isAsking || isOver || offered) return
     clearTimeout(timer)
     isAsking = true
+    const before = accepted
     tokens.fetch(reason).then(token => {
       isAsking = false
       failures = 0
       if (isOver) return
-      if (token) offer(token)
-      else onNone()
+      if (!token) onNone()
+      // Another tab may have brought it, and the server have taken it, meanwhile.
+      else if (token !== accepted || accepted === before) offer(token)
     }, (error: unknown) => {
       isAsking = false
       later(backoff(2 + failures++), () => { begin(reason) })
