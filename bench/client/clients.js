@@ -1,4 +1,4 @@
-/** Many clients in one process: when each of them asked for a token, and when it was open again. */
+/** Many clients in one process: when each of them asked for a token, and when it came back. */
 import { setTimeout as delay } from 'node:timers/promises'
 import { createAuthSocket } from 'fastify-hybrid-auth/client'
 import { WebSocket } from 'ws'
@@ -7,8 +7,8 @@ import { createIssuer } from '../tokens.js'
 
 const clients = []
 const asked = []
-const opened = []
-const tried = []
+const back = []
+let tries = 0
 
 answerRequests({
   /** @param lifetime of every token, in seconds; all of them begin now */
@@ -27,8 +27,13 @@ answerRequests({
           return issue({ sub: `user-${i}`, iat, exp: iat + 3600 })
         }
       })
-      client.on('state', state => { if (state === 'connecting') tried.push(performance.now()) })
-      client.on('open', () => { opened.push(performance.now()) })
+      let begun = 0
+      client.on('state', state => {
+        if (state !== 'connecting') return
+        tries++
+        begun = performance.now()
+      })
+      client.on('open', () => { back.push(begun) })
       clients.push(client)
     }
     while (clients.some(({ state }) => state !== 'open')) await delay(20)
@@ -41,13 +46,13 @@ answerRequests({
     return asked.map(time => time - since)
   },
   forget () {
-    opened.length = 0
-    tried.length = 0
+    back.length = 0
+    tries = 0
   },
-  /** When all are open again: when that was, and each attempt, in milliseconds. */
+  /** When all are open again: when the attempts began that came through, in milliseconds, and how many there were. */
   async reopened () {
-    while (opened.length < clients.length) await delay(20)
-    return { opened, tried }
+    while (back.length < clients.length) await delay(20)
+    return { back, tries }
   },
   /** CPU time in milliseconds that they cost in so many. */
   async idle ({ ms }) {
