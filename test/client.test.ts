@@ -876,11 +876,11 @@ t.test('what is lost on the way of a close frame, bye has said', async t => {
 t.test('a close means what its reason says, else what its code does, else that it is tried again', async t => {
   const time = fakeTime(t, 0)
   const cases: Array<[code: number, reason: string, expected: object]> = [
-    [4001, '', { reason: '', action: 'stop', terminal: true }],
-    [4001, 'null', { reason: '', action: 'stop', terminal: true }],
-    [4001, '"text"', { reason: '', action: 'stop', terminal: true }],
-    [4001, '{"action":"none"}', { reason: '', action: 'stop', terminal: true }],
-    [4001, '{"action":"retry"}', { reason: '', action: 'retry', terminal: false }],
+    [4001, '', { reason: 'authentication_failed', action: 'stop', terminal: true }],
+    [4001, 'null', { reason: 'authentication_failed', action: 'stop', terminal: true }],
+    [4001, '"text"', { reason: 'authentication_failed', action: 'stop', terminal: true }],
+    [4001, '{"action":"none"}', { reason: 'authentication_failed', action: 'stop', terminal: true }],
+    [4001, '{"action":"retry"}', { reason: 'authentication_failed', action: 'retry', terminal: false }],
     [4002, '{"code":', { reason: '', action: 'refresh', terminal: false }],
     [4002, '{"retryAfterMs":"5"}', { reason: '', action: 'refresh', terminal: false }],
     [4321, '{"code":"revoked","action":"stop","retryAfterMs":0}', { reason: 'revoked', action: 'stop', terminal: true }],

@@ -21,12 +21,14 @@ export interface Meaning extends Omit<ClosedEvent, 'terminal'> {
   readonly retryAfterMs: number
 }
 
+/** Of those that a client does something about: a way between may lose the reason. */
+const REASON_OF: Readonly<Partial<Record<number, string>>> = { 4001: 'authentication_failed', 4003: 'inactive', 4004: 'refresh_failed', 4006: 'revoked' }
+
 /** What the reason says, else what the code means, else that the way was lost. */
 export function meaningOf (code: number, { code: reason, action, retryAfterMs }: Values): Meaning {
   return {
     code,
-    // Those that a client does something about: a way between may lose the reason.
-    reason: typeof reason === 'string' ? reason : code === 4003 ? 'inactive' : code === 4006 ? 'revoked' : '',
+    reason: typeof reason === 'string' ? reason : REASON_OF[code] ?? '',
     action: isAction(action) ? action : actionOf(code),
     retryAfterMs: typeof retryAfterMs === 'number' && retryAfterMs > 0 ? retryAfterMs : 0
   }

@@ -35,7 +35,7 @@ export function createTokens (ask: GetToken, isSingleUse: boolean) {
   /** In milliseconds; Infinity: unknown. The end of it by a clock that nobody sets. */
   let lifetime = 0
   let until = 0
-  const rejected = new Set<string | null>()
+  const rejected = new Set<string | null | undefined>()
   let isRejected = false
   let failures = 0
   let flight: Promise<string | null> | null = null
@@ -114,7 +114,7 @@ export function createTokens (ask: GetToken, isSingleUse: boolean) {
     /** The server did not take it: it is not sent again. One that came since, and that it has not judged, stays. */
     reject (token: string | null): void {
       rejected.add(token)
-      if (rejected.size > REMEMBERED) rejected.delete(rejected.values().next().value ?? null)
+      if (rejected.size > REMEMBERED) rejected.delete(rejected.values().next().value)
       isRejected = true
       if (held === token) held = null
     },
