@@ -1,13 +1,17 @@
 /** How a sign-in ends before its time: whatever it was given opens nothing any more, and its sockets close with 4006. */
 import { promisify } from 'node:util'
 
+/** Longer than a token lasts, for clocks differ. */
+const SKEW = 1000
+
 export function createEndings ({ app, signins, sessions, issuer }) {
   const destroy = promisify(sessions.destroy.bind(sessions))
 
   /** Sign-ins that are in no list any more. */
   const end = (gone, reason) => Promise.all(gone.flatMap(signin => signin.kind === 'session'
     ? [app.hybridAuth.revoke({ sessionId: signin.sessionId }, { reason }), destroy(signin.sessionId)]
-    : signin.tokens.map(({ jti, until }) => app.hybridAuth.revoke({ jti, iss: issuer }, { reason, expiresAt: until }))))
+    : signin.tokens.filter(({ until }) => until > Date.now())
+      .map(({ jti, until }) => app.hybridAuth.revoke({ jti, iss: issuer }, { reason, expiresAt: until + SKEW }))))
 
   return {
     end,

@@ -5,6 +5,8 @@ export const loginLines = all => all.map(({ username, password, role, tenantId }
 /** @param name of the process, where there are several */
 export function printDecision ({ type, time, route, websocket, room, command, code, closeCode, reason, userId, authType, via }, name) {
   const where = route === undefined ? [] : [websocket ? 'socket' : 'http', route]
-  const who = userId == null || authType == null ? [] : [userId, authType, `via ${via}`]
-  console.log([new Date(time).toLocaleTimeString('en-GB'), name, type, ...where, ...who, room, command, code ?? closeCode ?? reason].filter(Boolean).join('  '))
+  const how = authType == null ? [] : [authType, `via ${via}`]
+  const line = [new Date(time).toLocaleTimeString('en-GB'), name, type, ...where, userId, ...how, room, command, code ?? closeCode ?? reason]
+  // Of some of it others choose the words: none of them moves the cursor.
+  console.log(line.filter(Boolean).join('  ').replace(/\p{Cc}/gu, '?'))
 }

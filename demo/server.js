@@ -94,7 +94,7 @@ export async function buildDemo ({
   addLive(app, board.opened)
   addControl(app, { endings, registry })
   addRoles(app, roles)
-  addOperator(app, { board, endings })
+  addOperator(app, { board, endings, roles })
   journal.add(app)
   if (isTicking) addTicker(app, users.tenants)
 

@@ -40,8 +40,9 @@ export function addTokens (app, { users, families, endings, lifetime, note }) {
     if (outcome === 'rotated') return answer(reply, tokens)
     if (outcome === 'busy') return reply.code(429).header('retry-after', String(lifetime)).send({ error: 'slow_down', error_description: 'Too many tokens at once' })
     if (outcome === 'reused') {
+      // Before anything can go wrong.
+      note({ type: 'refresh_reused', time: Date.now(), route: REFRESH, userId })
       await endings.end([family], 'a refresh token was used again')
-      note({ type: 'refresh_reused', time: Date.now(), websocket: false, route: REFRESH, userId })
     }
     reply.clearCookie(COOKIE, COOKIE_OPTIONS)
     return refuse(reply, 'Sign in again')

@@ -5,6 +5,8 @@ import { existsSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { chromium, type Browser, type Page } from 'playwright-core'
 import type { Test } from 'tap'
+import { WebSocket } from 'ws'
+import { eventually } from './live.js'
 
 export const ROOT = fileURLToPath(new URL('..', import.meta.url))
 const CHROMIUM = '/usr/bin/chromium-headless-shell'
@@ -105,6 +107,25 @@ export async function sessionOf (origin: string, username: Who, password: string
   const answer = await post(`${origin}/login`, { username, password }, headers)
   return `sessionId=${cookieIn(answer, 'sessionId').value}`
 }
+
+export interface Live { socket: WebSocket, code: Promise<unknown>, frames: unknown[] }
+
+/** An open socket that has been greeted. */
+export async function live (t: Test, origin: string, credential: { token: string } | { cookie: string }): Promise<Live> {
+  const address = `${origin.replace('http', 'ws')}/live`
+  const socket = 'token' in credential
+    ? new WebSocket(address, ['hybrid-auth.v1', `bearer.${credential.token}`])
+    : new WebSocket(address, ['hybrid-auth.v1'], { headers: { cookie: credential.cookie, origin } })
+  t.teardown(() => { socket.terminate() })
+  const frames: unknown[] = []
+  socket.on('message', (data: Buffer) => { frames.push(JSON.parse(data.toString())) })
+  const code = once(socket, 'close').then(([code]: unknown[]) => code)
+  await eventually('the socket is greeted', () => frames.some(frame => memberOf(frame, 'type') === 'hello'))
+  return { socket, code, frames }
+}
+
+export const refresh = (origin: string, value: string, headers: Record<string, string> = { origin }, method = 'POST') =>
+  fetch(`${origin}/token/refresh`, { method, headers: { ...headers, ...value === '' ? {} : { cookie: `refresh=${value}` } } })
 
 export async function launch (t: Test): Promise<Browser> {
   const browser = await chromium.launch({

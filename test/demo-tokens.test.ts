@@ -1,31 +1,11 @@
 /** The demo's refresh tokens, the list of sign-ins, and what operators may do, over HTTP and on sockets. */
-import { once } from 'node:events'
-import t, { type Test } from 'tap'
+import t from 'tap'
 import { WebSocket } from 'ws'
-import { bearer, bearerOf, cookieIn, listOf, memberOf, post, sessionOf, startDemo, textOf, tokensOf } from './demo-running.js'
+import { bearer, bearerOf, cookieIn, listOf, live, memberOf, post, refresh, sessionOf, startDemo, textOf, tokensOf } from './demo-running.js'
 import { eventually, setClock } from './live.js'
 import { needsRedis } from './redis.js'
 
 t.setTimeout(180_000)
-
-interface Live { socket: WebSocket, code: Promise<unknown>, frames: unknown[] }
-
-/** An open socket that has been greeted. */
-async function live (t: Test, origin: string, credential: { token: string } | { cookie: string }): Promise<Live> {
-  const address = `${origin.replace('http', 'ws')}/live`
-  const socket = 'token' in credential
-    ? new WebSocket(address, ['hybrid-auth.v1', `bearer.${credential.token}`])
-    : new WebSocket(address, ['hybrid-auth.v1'], { headers: { cookie: credential.cookie, origin } })
-  t.teardown(() => { socket.terminate() })
-  const frames: unknown[] = []
-  socket.on('message', (data: Buffer) => { frames.push(JSON.parse(data.toString())) })
-  const code = once(socket, 'close').then(([code]: unknown[]) => code)
-  await eventually('the socket is greeted', () => frames.some(frame => memberOf(frame, 'type') === 'hello'))
-  return { socket, code, frames }
-}
-
-const refresh = (origin: string, value: string, headers: Record<string, string> = { origin }, method = 'POST') =>
-  fetch(`${origin}/token/refresh`, { method, headers: { ...headers, ...value === '' ? {} : { cookie: `refresh=${value}` } } })
 
 const statusOf = async (address: string, headers: Record<string, string>) => (await fetch(address, { headers })).status
 
