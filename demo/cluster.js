@@ -5,6 +5,7 @@ import { startBalancer } from './balancer.js'
 import { clusterCommands } from './cluster-commands.js'
 import { loginLines } from './print.js'
 import { startRedis } from './redis.js'
+import { stopInTime } from './stop.js'
 
 const HOST = '127.0.0.1'
 const PORT = Number(process.env.PORT || 3000)
@@ -60,10 +61,7 @@ function startNode (env) {
   return {
     gone,
     listening: new Promise(resolve => { child.once('message', resolve) }),
-    stop () {
-      child.kill()
-      return gone
-    }
+    stop: () => stopInTime(child, gone)
   }
 }
 

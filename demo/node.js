@@ -5,6 +5,7 @@ import { createClient } from 'redis'
 import { printDecision } from './print.js'
 import { redisRoles } from './roles.js'
 import { buildDemo, derive, HOST } from './server.js'
+import { exitInTime } from './stop.js'
 import { redisStore } from './store.js'
 
 const { REDIS_URL, DEMO_NAME, DEMO_SECRET, DEMO_TICKS, PORT } = process.env
@@ -41,6 +42,7 @@ process.on('disconnect', close)
 process.on('SIGINT', () => {})
 
 function close () {
+  if (closed === null) exitInTime()
   // Fastify goes on to listen where it is closed before it does.
   closed ??= listening.catch(() => {}).then(() => app.close()).then(() => {
     client.destroy()

@@ -23,6 +23,7 @@ import { loginLines, printDecision } from './print.js'
 import { memoryRoles, permissionsOf } from './roles.js'
 import { addSessions } from './sessions.js'
 import { createSignins, LONGEST } from './signins.js'
+import { closeInTime, exitInTime } from './stop.js'
 import { memoryStore } from './store.js'
 import { addTokens } from './tokens.js'
 import { createUsers } from './users.js'
@@ -32,6 +33,8 @@ const ISSUER = 'fastify-hybrid-auth-demo'
 /** In seconds: short, so that one sees tokens being replaced. */
 const TOKEN_LIFETIME = Number(process.env.DEMO_TOKEN_LIFETIME || 60)
 const SESSION_LIFETIME = 30 * 60
+/** For a request to come, head and body. Fastify's own default is no limit. */
+const REQUEST_TIME = 10_000
 
 /** One of several secrets that are made of one, so that processes which share that share all. */
 export const derive = (secret, name) => Buffer.from(hkdfSync('sha256', secret, '', name, 32))
@@ -58,7 +61,14 @@ export async function buildDemo ({
     audit?.(event)
   }
 
-  const app = Fastify({ bodyLimit: 1024, logger: { level: 'warn' } })
+  const app = Fastify({
+    bodyLimit: 1024,
+    logger: { level: 'warn' },
+    requestTimeout: REQUEST_TIME,
+    // Node takes the longer of the two for the body.
+    http: { headersTimeout: REQUEST_TIME, connectionsCheckingInterval: 1000 }
+  })
+  closeInTime(app)
   await app.register(cookie)
   await app.register(session, {
     secret: derive(secret, 'sessions').toString('hex'),
@@ -103,7 +113,12 @@ export async function buildDemo ({
 
 async function start () {
   const { app, logins } = await buildDemo({ audit: event => { printDecision(event) } })
-  for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => app.close())
+  for (const signal of ['SIGINT', 'SIGTERM']) {
+    process.once(signal, () => {
+      exitInTime()
+      app.close()
+    })
+  }
   try {
     await app.listen({ host: HOST, port: Number(process.env.PORT || 3000) })
   } catch (error) {
