@@ -4,10 +4,10 @@ import { browserOf } from './signins.js'
 
 export const COOKIE = 'sessionId'
 
-export function addLogin (app, { users, signins, endings }) {
+export function addLogin (app, { verify, signins, endings }) {
   app.post('/login', { schema: { body: CREDENTIALS, response: { 200: LOGIN_ANSWER } } }, async (request, reply) => {
     reply.header('cache-control', 'no-store')
-    const user = await users.verify(request.body)
+    const user = await verify(request)
     if (user === null) {
       return reply.code(401).send({ error: 'invalid_credentials', error_description: 'The user name or the password is wrong' })
     }

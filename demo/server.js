@@ -19,6 +19,7 @@ import { addLogin, COOKIE } from './login.js'
 import { addRoles, addTicker, ROOMS } from './market.js'
 import { addOperator } from './operator.js'
 import { addPage } from './page.js'
+import { createPasswords } from './passwords.js'
 import { loginLines, printDecision } from './print.js'
 import { memoryRoles, permissionsOf } from './roles.js'
 import { addSessions } from './sessions.js'
@@ -96,10 +97,11 @@ export async function buildDemo ({
   const endings = createEndings({ app, signins, sessions, issuer: ISSUER })
   const families = createFamilies(signins, sign, tokenLifetime)
   const board = createBoard({ app, store, node, registry })
+  const verify = createPasswords({ users, note })
 
   await addPage(app)
-  addLogin(app, { users, signins, endings })
-  addTokens(app, { users, families, endings, lifetime: tokenLifetime, note })
+  addLogin(app, { verify, signins, endings })
+  addTokens(app, { verify, families, endings, lifetime: tokenLifetime, note })
   addSessions(app, { signins, sessions, endings })
   addLive(app, board.opened)
   addControl(app, { endings, registry })

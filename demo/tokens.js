@@ -7,7 +7,7 @@ const REFRESH = '/token/refresh'
 /** The demo is plain HTTP on this machine. Elsewhere it is `secure`, and its name begins with `__Secure-`. */
 const COOKIE_OPTIONS = { path: REFRESH, httpOnly: true, sameSite: 'strict', secure: false }
 
-export function addTokens (app, { users, families, endings, lifetime, note }) {
+export function addTokens (app, { verify, families, endings, lifetime, note }) {
   const answer = (reply, { token, refreshToken }) => {
     reply.setCookie(COOKIE, refreshToken, { ...COOKIE_OPTIONS, maxAge: LONGEST / 1000 })
     // RFC 6749, section 5.1
@@ -19,7 +19,7 @@ export function addTokens (app, { users, families, endings, lifetime, note }) {
   const noStore = async (request, reply) => { reply.headers({ 'cache-control': 'no-store', pragma: 'no-cache' }) }
 
   app.post('/token', { onRequest: noStore, schema: { body: CREDENTIALS, response: { 200: TOKEN_ANSWER } } }, async (request, reply) => {
-    const user = await users.verify(request.body)
+    const user = await verify(request)
     if (user === null) return refuse(reply, 'The user name or the password is wrong')
     const { dropped, ...tokens } = await families.begin(user, browserOf(request))
     await endings.end(dropped, 'too many sign-ins')

@@ -41,7 +41,7 @@ export async function createUsers (secretOf) {
     }
   }
 
-  return { logins, tenants: [...new Set(PEOPLE.map(({ tenantId }) => tenantId))], verify }
+  return { logins, tenants: [...new Set(PEOPLE.map(({ tenantId }) => tenantId))], isKnown: userId => records.has(userId), verify }
 }
 
 async function hash (password, salt = randomBytes(16)) {

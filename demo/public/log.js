@@ -7,7 +7,7 @@ import { at, element, time, trim } from './show.js'
 const [LOG_ROOM, BOARD_ROOM] = ['operators/log', 'operators/board']
 const PANELS = ['operator-panel', 'chart-panel', 'log-panel'].map(at)
 const LENGTH = 200
-const BAD = new Set(['refused', 'revoked', 'expired', 'limited', 'brute_force_suspected', 'refresh_refused', 'refresh_reused', 'message_refused', 'room_refused', 'identity_changed', 'cluster_lost'])
+const BAD = new Set(['refused', 'revoked', 'expired', 'limited', 'brute_force_suspected', 'refresh_refused', 'refresh_reused', 'login_refused', 'login_limited', 'message_refused', 'room_refused', 'identity_changed', 'cluster_lost'])
 const WAIT = new Set(['fallback', 'permissions_changed', 'room_left', 'command'])
 const GOOD = new Set(['authenticated', 'refreshed', 'room_joined', 'cluster_recovered'])
 const [list, all] = ['log', 'all'].map(at)
