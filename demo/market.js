@@ -1,8 +1,9 @@
 /** A property market: what changes is told in one room for each tenant, to those whose role lets them read it. */
 import { BOARD_ROOM } from './board.js'
+import { createBuckets, slowDown } from './buckets.js'
 import { LOG_ROOM } from './journal.js'
 import { ROLES } from './roles.js'
-import { COMMAND_ANSWER, roleChange, ROLES_ANSWER } from './schemas.js'
+import { COMMAND_ANSWER, roleChange, ROLES_ANSWER, SAYING } from './schemas.js'
 
 const TICK = 1000
 const LINGERS = 120
@@ -13,13 +14,15 @@ const STREETS = [
 ]
 const KINDS = ['listed', 'reduced', 'listed', 'viewing', 'listed', 'sold', 'reduced']
 
-/** The plugin's option: to hear what is said takes one permission, to say something another. */
+/** What one user may say: ten at once, and then one each second. */
+const TALK = { atOnce: 10, interval: 1000 }
+
+const roomOf = tenantId => `tenant/${tenantId}/agents`
+
+/** The plugin's option. Clients only hear: who says something is not theirs to say. */
 export const ROOMS = {
   patterns: {
-    'tenant/:tenantId/agents': {
-      join: { permissions: ['property:read'] }, publish: { permissions: ['property:write'] }, history: 100, repeats: 60_000
-    },
-    // Here the server alone has something to say.
+    'tenant/:tenantId/agents': { join: { permissions: ['property:read'] }, history: 100 },
     [LOG_ROOM]: { join: { permissions: ['operate'] }, history: 100 },
     [BOARD_ROOM]: { join: { permissions: ['operate'] } }
   },
@@ -43,13 +46,25 @@ export function addRoles (app, roles) {
   })
 }
 
+/** Something for the room of the own tenant. By whom is what the guard knows. */
+export function addTalk (app) {
+  const talk = createBuckets(TALK)
+  app.post('/say', { auth: { permissions: ['property:write'] }, schema: { body: SAYING } }, async (request, reply) => {
+    const { userId, tenantId } = request.auth
+    const wait = talk.take(userId)
+    if (wait > 0) throw slowDown(wait, 'That is too much at once')
+    const { published } = await app.hybridAuth.rooms.publish(roomOf(tenantId), { text: request.body.text, by: userId })
+    return reply.code(published ? 204 : 503).send()
+  })
+}
+
 /**
  * Tells the room of each tenant of another property every second, while somebody is in there, on whichever node, and for some
  * ticks more: whoever had to leave and comes back sees by the numbers what was not for him, and who polls has something to hear.
  */
 export function addTicker (app, tenants) {
   const { rooms } = app.hybridAuth
-  const markets = tenants.map((tenantId, i) => ({ streets: STREETS[i % STREETS.length], room: `tenant/${tenantId}/agents`, number: 0, ticks: 0, isBusy: false }))
+  const markets = tenants.map((tenantId, i) => ({ streets: STREETS[i % STREETS.length], room: roomOf(tenantId), number: 0, ticks: 0, isBusy: false }))
 
   async function tick (market) {
     if (market.isBusy) return

@@ -7,6 +7,7 @@ const maybe = type => ({ type, nullable: true })
 export const CREDENTIALS = object({ username: text(64), password: text(128) })
 export const WHOM = object({ userId: text(64) })
 export const roleChange = roles => object({ userId: text(64), role: { enum: roles } })
+export const SAYING = object({ text: text(200) })
 export const ENTRY = object({ id: { type: 'string', pattern: '^[0-9a-f]{12}$' } })
 export const ORDER = object({ connectionId: text(64), action: { enum: ['revoke', 'read-only', 'shorten'] } })
 
@@ -62,6 +63,7 @@ export const LOG_ENTRY = {
     time: { type: 'integer' },
     ...Object.fromEntries(['id', 'node', 'type', 'userId', 'authType', 'via', 'route', 'code', 'reason', 'room', 'command', 'connectionId'].map(name => [name, { type: 'string' }])),
     closeCode: { type: 'integer' },
+    count: { type: 'integer' },
     websocket: { type: 'boolean' }
   }
 }

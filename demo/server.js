@@ -16,7 +16,7 @@ import { createFamilies } from './families.js'
 import { createJournal } from './journal.js'
 import { addLive } from './live.js'
 import { addLogin, COOKIE } from './login.js'
-import { addRoles, addTicker, ROOMS } from './market.js'
+import { addRoles, addTalk, addTicker, ROOMS } from './market.js'
 import { addOperator } from './operator.js'
 import { addPage } from './page.js'
 import { createPasswords } from './passwords.js'
@@ -106,6 +106,7 @@ export async function buildDemo ({
   addLive(app, board.opened)
   addControl(app, { endings, registry })
   addRoles(app, roles)
+  addTalk(app)
   addOperator(app, { board, endings, roles })
   journal.add(app)
   if (isTicking) addTicker(app, users.tenants)

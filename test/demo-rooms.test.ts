@@ -1,7 +1,7 @@
 /** The demo's property market: a role that is taken in one window ends the feed in the other. */
 import type { Browser } from 'playwright-core'
 import t from 'tap'
-import { bearerOf, browserMissing, DESKTOP, launch, memberOf, PHONE, post, press, signIn, startDemo, watch, type Who } from './demo-running.js'
+import { bearer, bearerOf, browserMissing, DESKTOP, launch, live, memberOf, PHONE, post, press, sessionOf, signIn, startDemo, tokensOf, watch, type Who } from './demo-running.js'
 import { eventually } from './live.js'
 import { needsRedis } from './redis.js'
 
@@ -28,6 +28,35 @@ t.test('only an admin reads and changes roles, never its own, and the change hol
   t.equal(await read('/admin', alice), 200, 'with the token that she has')
   t.match(await (await fetch(`${origin}/me`, { headers: alice })).json(), { role: 'admin', permissions: ['property:read', 'property:write', 'operate'] })
   t.match(await (await fetch(`${origin}/roles`, { headers: alice })).json(), { users: { alice: 'admin', root: 'admin' } })
+})
+
+t.test('who says something is who the server knows, and what looks like a property is the server\'s alone', async t => {
+  const { origin, passwords } = await startDemo(t)
+  const [bob, carol] = [await tokensOf(origin, 'bob', passwords.bob), await bearerOf(origin, 'carol', passwords.carol)]
+  const { socket, frames } = await live(t, origin, await tokensOf(origin, 'alice', passwords.alice))
+  const room = 'tenant/riverside/agents'
+  const publisher = await live(t, origin, bob)
+  for (const one of [socket, publisher.socket]) one.send(JSON.stringify({ type: 'join', room }))
+  await eventually('both are in', () => [frames, publisher.frames].every(all => all.some(frame => memberOf(frame, 'type') === 'joined')))
+
+  publisher.socket.send(JSON.stringify({ type: 'message', id: 1, room, payload: { text: 'Sell now', by: 'root' } }))
+  publisher.socket.send(JSON.stringify({ type: 'message', id: 2, room, payload: { number: 99_999, kind: 'sold', address: 'Everything', price: 1 } }))
+  const refusals = () => publisher.frames.filter(frame => memberOf(frame, 'type') === 'error')
+  await eventually('he is refused', () => refusals().length === 2)
+  t.match(refusals(), [{ code: 'forbidden' }, { code: 'forbidden' }])
+
+  const say = (body: unknown, headers: Record<string, string>) => post(`${origin}/say`, body, headers)
+  t.equal((await say({ text: 'mine', by: 'root' }, bearer(bob.token))).status, 204)
+  const said = () => frames.map(frame => memberOf(frame, 'payload')).filter(payload => memberOf(payload, 'text') !== undefined)
+  await eventually('alice hears of it', () => said().length > 0)
+  t.same(said(), [{ text: 'mine', by: 'bob' }])
+  t.equal((await say({ text: 'x' }, {})).status, 401)
+  t.equal((await say({ text: 'x' }, carol)).status, 403, 'an agent only hears')
+  t.equal((await say({ text: 'x' }, { cookie: await sessionOf(origin, 'bob', passwords.bob) })).status, 403, 'a page of another site cannot do it')
+  for (const text of ['', 'x'.repeat(201), 1, undefined]) t.equal((await say({ text }, bearer(bob.token))).status, text === 1 ? 204 : 400)
+  const statuses = await Promise.all(Array.from({ length: 12 }, async () => (await say({ text: 'again' }, bearer(bob.token))).status))
+  t.ok(statuses.includes(429) && statuses.includes(204), 'and not without end')
+  t.notOk(frames.some(frame => memberOf(memberOf(frame, 'payload'), 'number') === 99_999))
 })
 
 for (const [where, program, skip] of [
@@ -83,7 +112,7 @@ for (const [where, program, skip] of [
     await press(alice.page, 'Leave')
     await alice.reads('You have left the room.')
     t.ok(await alice.page.getByRole('button', { name: 'Join', exact: true }).evaluate('document.activeElement?.id === "join"'), 'who uses a keyboard stays where it was')
-    t.same([...alice.console, ...root.console], [])
+    t.match([...alice.console, ...root.console], [/status of 403/], 'what she was refused, and nothing else')
   })
 }
 

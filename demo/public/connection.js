@@ -39,7 +39,7 @@ export function open () {
   mine.on('error', ({ stage, error }) => {
     if (mine !== client || stage !== 'refused') return
     // It did not get in there, and may ask again.
-    if (error.id === undefined) wanted.delete(error.room)
+    wanted.delete(error.room)
     tell('refused', error)
   })
   mine.on('message', message => {
@@ -81,8 +81,6 @@ export function leave (room) {
   wanted.delete(room)
   client?.leave(room)
 }
-
-export const publish = (room, payload, id) => client?.publish(room, payload, id) === true
 
 function take (frame) {
   switch (frame.type) {

@@ -1,5 +1,6 @@
 /** The live feed: the room of one's tenant, its numbered stream, and in plain words why one is out of it. */
-import { context, join, leave, on, publish } from './connection.js'
+import { send } from './access.js'
+import { context, join, leave, on } from './connection.js'
 import { at, element, showState, tell, time, trim } from './show.js'
 
 const SHOWN = 8
@@ -53,8 +54,7 @@ on('permissions', ({ added, removed }) => {
 })
 on('refused', frame => {
   if (frame.room !== room) return
-  const what = frame.id === undefined ? 'enter this room' : 'publish here'
-  tell('bad', frame.code === 'forbidden' ? `You may not ${what}.` : `${frame.message ?? frame.code}.`)
+  tell('bad', frame.code === 'forbidden' ? 'You may not enter this room.' : `${frame.message ?? frame.code}.`)
 })
 on('gap', gap => { if (gap.room === room) tell('bad', 'Some of the feed is lost: more than is kept of it.') })
 on('said', ({ room: where, payload }) => { if (where === room) add(Object(payload)) })
@@ -67,14 +67,23 @@ leaveButton.addEventListener('click', () => {
   hasLeft = true
   leave(room)
 })
-form.addEventListener('submit', event => {
+form.addEventListener('submit', async event => {
   event.preventDefault()
   const { text } = form.elements
-  // The id comes back with a refusal. What is published does not: everybody else gets it.
-  if (!publish(room, { text: text.value, by: context().userId }, crypto.randomUUID())) return
-  add({ text: text.value, by: 'you' })
+  const said = text.value
   text.value = ''
+  // It comes back by the room, and says by whom.
+  const problem = await send('/say', { method: 'POST', body: { text: said } }).then(problemIn, () => 'The server does not answer.')
+  if (problem === null) return
+  if (text.value === '') text.value = said
+  tell('bad', problem)
 })
+
+function problemIn ({ ok, status }) {
+  if (ok) return null
+  if (status === 403) return 'You may not publish here.'
+  return status === 429 ? 'That is too much at once.' : `It was not published: the server answered ${status}.`
+}
 
 const mayRead = ({ permissions }) => permissions.includes('property:read')
 const inWords = permissions => permissions.map(name => MEANS[name] ?? name).join(' or ')
@@ -91,10 +100,11 @@ function show (isIn, kind) {
 
 /** The latest comes first. */
 function add ({ number, kind, address, price: asked, text, by }) {
-  const isProperty = typeof number === 'number'
+  const isProperty = Number.isSafeInteger(number) && Object.hasOwn(KINDS, kind) && typeof address === 'string' && Number.isFinite(asked)
+  if (!isProperty && (typeof text !== 'string' || typeof by !== 'string')) return
   const item = element('li', isProperty
-    ? [element('b', `#${number}`), element('span', KINDS[kind] ?? 'New', { className: 'kind' }), element('span', String(address).slice(0, 60)), element('span', price.format(asked), { className: 'price' })]
-    : [element('b', String(by ?? 'somebody').slice(0, 20)), element('span', String(text).slice(0, 200), { className: 'said' }), element('time', time(Date.now()))])
+    ? [element('b', `#${number}`), element('span', KINDS[kind], { className: 'kind' }), element('span', address.slice(0, 60)), element('span', price.format(asked), { className: 'price' })]
+    : [element('b', by === context()?.userId ? 'you' : by.slice(0, 20)), element('span', text.slice(0, 200), { className: 'said' }), element('time', time(Date.now()))])
   item.dataset.kind = isProperty ? kind : 'said'
   feed.prepend(item)
   trim(feed, SHOWN)

@@ -46,9 +46,9 @@ function add (entry) {
   noteClose(entry)
 }
 
-function row ({ id, time: when, node, type, userId, authType, via, route, websocket, code, closeCode, reason, room, command }) {
+function row ({ id, time: when, node, type, userId, authType, via, route, websocket, code, closeCode, reason, room, command, count }) {
   const who = userId === undefined ? [] : [userId + (authType === undefined ? '' : ` (${authType}${via === undefined ? '' : `, ${via}`})`)]
-  const what = [...who, room ?? route, command, code, closeCode, reason].filter(part => part !== undefined).join(' · ')
+  const what = [...who, room ?? route, command, code, closeCode, reason, count && `${count} ×`].filter(part => part !== undefined).join(' · ')
   const item = element('li', [element('time', time(when)), element('b', type.replaceAll('_', ' ')), element('span', what), element('small', node)])
   item.dataset.id = id
   item.dataset.kind = kindOf(type)
