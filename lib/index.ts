@@ -50,7 +50,7 @@ const plugin: FastifyPluginAsync<HybridAuthOptions> = async function hybridAuth 
   })
   const rates = { users: new BucketTable(MAX_COUNTED, now), cluster: node.cluster }
   const hub = createHub(options, {
-    verifiers: chain, audit, report, revocations, limits: node.limits, rates, sources, ...createRooms(options, node, audit, report)
+    verifiers: chain, audit, report, revocations, limits: node.limits, rates, sources, ...createRooms(options, node, audit, report, revocations)
   })
   node.attach(hub)
   const createGuard = createGuards(options, { chain, hub, audit, report })

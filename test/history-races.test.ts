@@ -487,3 +487,19 @@ t.test('what is old is no history, and a room is forgotten a day after its last 
   const [epoch] = cursor.split('.')
   t.same((await node.pollOf(`${epoch}.1`)).messages.map(({ payload }) => payload), ['2'])
 })
+
+t.test('a poll whose user is revoked, or whose token ends, while it waits is given nothing', async t => {
+  for (const [what, end] of [['revoked', async (node: Keeper) => { await node.app.hybridAuth.revoke({ userId: 'alice' }) }], ['expired', async () => { setClock(t).move(7_200_000) }]] as const) {
+    const asked = deferred<void>()
+    const verdict = deferred<boolean>()
+    const node = await keeper(t, memoryCluster(), { patterns: { [HALL]: { join: () => { asked.resolve(undefined); return verdict.promise }, history: 10 } } })
+    const poll = node.poll({ [HALL]: null })
+    await asked.promise
+    await end(node)
+    await node.publish('a secret')
+    verdict.resolve(true)
+    const { status, body } = await poll
+    t.equal(status, 401, what)
+    t.notMatch(JSON.stringify(body), /secret/)
+  }
+})

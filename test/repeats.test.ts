@@ -1,6 +1,8 @@
 /** What comes a second time: ids of messages that a user has used. */
 import t, { type Test } from 'tap'
 import type { AuthContext } from '../lib/index.js'
+import { createClaims } from '../lib/cluster/claims.js'
+import type { Cluster } from '../lib/cluster/cluster.js'
 import { memoryCluster } from '../lib/cluster/memory.js'
 import { CLUSTER_SECRET, redisNode, SHORT, tokenOf, type MakeDriver } from './cluster-suite.js'
 import { redisCluster } from '../lib/cluster/redis.js'
@@ -175,4 +177,68 @@ t.test('without Redis nobody knows what the other nodes have seen', { ...needsRe
   redis.resume()
   await eventually('it is back', () => node.status().connected, 10_000)
   t.equal(await node.app.hybridAuth.isRepeat(context, 'an id'), true)
+})
+
+t.test('an id of which it was not known whether it was taken is given back: who asks again is the first, and nobody else is let in for it', async t => {
+  const asked: number[] = []
+  let fails = true
+  const spend: Cluster['spend'] = async ([debit]) => {
+    asked.push(debit?.cost ?? 0)
+    if (fails) throw new Error('no answer')
+    return 0
+  }
+  const { claim, release } = createClaims({ spend }, true)
+  await t.rejects(claim('x', 60))
+  await t.rejects(claim('x', 60), 'what may be taken is given back first')
+  t.same(asked, [1, -1])
+  await t.rejects(release('y', 60))
+  await t.rejects(release('y', 60))
+  fails = false
+  t.equal(await claim('x', 60), true)
+  t.same(asked.splice(0), [1, -1, -1, -1, -1, 1])
+  await eventually('y is given back as well', () => asked.includes(-1))
+  t.same(asked.splice(0), [-1], 'and x is not: it was taken since')
+  t.equal(await claim('x', 60), true)
+  t.same(asked, [1])
+})
+
+t.test('what cannot be given back is tried for a minute, and not for ever', { timeout: 30_000 }, async t => {
+  let asked = 0
+  const real = globalThis.setTimeout
+  t.teardown(() => { globalThis.setTimeout = real })
+  const pauses: number[] = []
+  Object.assign(globalThis, {
+    setTimeout (run: () => void, ms: number) {
+      pauses.push(ms)
+      return real(run, 0)
+    }
+  })
+  const { claim } = createClaims({ async spend () { asked++; throw new Error('no answer') } }, true)
+  await t.rejects(claim('x', 60))
+  const pass = () => new Promise<void>(resolve => { real(resolve, 5) })
+  for (let turn = 0; turn < 1000 && asked < 61; turn++) await pass()
+  for (let turn = 0; turn < 10; turn++) await pass()
+  t.equal(asked, 61)
+  t.ok(pauses.every(ms => ms === 1000) && pauses.length >= 60)
+})
+
+t.test('a message whose id could not be asked about is said when it comes again, and once', { ...needsRedis }, async t => {
+  const redis = await startRedis(t)
+  const node = await keeper(t, redisCluster(await connect(t, redis.url), { ...SHORT, secret: CLUSTER_SECRET }), { patterns: PATTERNS })
+  for (const room of ['plain', HALL]) {
+    const [alice, bob] = [await enter(node, writer('alice'), room), await enter(node, writer('bob'), room)]
+    const frame = { type: 'message', room, payload: 'important', id: `of ${room}` }
+    redis.pause()
+    alice.peer.say(frame)
+    t.match(await alice.peer.takeFrame('error'), { code: 'unavailable', action: 'retry', id: frame.id })
+    redis.resume()
+    await eventually('it is back', () => node.status().connected, 10_000)
+    const again = (): void => { alice.peer.say(frame) }
+    again()
+    await bob.peer.until(() => taleOf(bob.peer, room).includes('important'))
+    again()
+    alice.peer.say({ ...frame, payload: 'another', id: `another of ${room}` })
+    await bob.peer.until(() => taleOf(bob.peer, room).includes('another'))
+    t.same(taleOf(bob.peer, room), ['joined', 'important', 'another'], room)
+  }
 })

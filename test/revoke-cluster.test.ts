@@ -569,7 +569,7 @@ t.test('a cluster that is lost for too long before there are connections is stil
   await new Promise<void>(resolve => { setTimeout(resolve, 6) })
   t.same(reported, ['away'])
   const report = () => {}
-  const hub = createHub(options, { ...createRooms(options, node, audit, report), sources: null, verifiers: { verifyToken: () => 'FST_HYBRID_AUTH_INVALID_TOKEN', watched: {}, forgetAnswers () {} }, audit, report, revocations: known, limits: null, rates: { users: new BucketTable(1, Date.now), cluster: node.cluster } })
+  const hub = createHub(options, { ...createRooms(options, node, audit, report, known), sources: null, verifiers: { verifyToken: () => 'FST_HYBRID_AUTH_INVALID_TOKEN', watched: {}, forgetAnswers () {} }, audit, report, revocations: known, limits: null, rates: { users: new BucketTable(1, Date.now), cluster: node.cluster } })
   node.attach(hub)
   t.equal(hub.isIsolated, true, 'new sockets are refused')
   node.recovered({ lostFor: 1, converged: 1 })

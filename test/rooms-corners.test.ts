@@ -42,12 +42,12 @@ t.test('84: a list where an object of options belongs is refused by its path, an
   await t.rejects(app.hybridAuth.setPermissions('alice', [], list), refusal('scope'))
 })
 
-t.test('what a name cannot hold stands in it as in a URL, and stands for nothing else', async t => {
+t.test('what a name cannot hold stands in it as encodeURIComponent writes it, and stands for nothing else', async t => {
   const { open } = await live(t, { auth: { rooms: { patterns: ['user/:userId', 'of/:tenantId'] } } })
   const { there } = await open({ token: goodToken({ sub: 'auth0|7 /ä%', companyId: 'acme' }) })
   const [own, decoded] = [`user/${encodeURIComponent('auth0|7 /ä%')}`, 'user/auth0|7']
-  const joined = await Promise.all([own, decoded, 'user/auth0%7C7', 'user/%', 'user/%zz', 'of/acme', 'of/%61cme', 'of/%2561cme'].map(async room => [room, await there.connection.join(room)]))
-  t.same(joined.filter(([, isIn]) => isIn).map(([room]) => room), [own, 'of/acme', 'of/%61cme'])
+  const joined = await Promise.all([own, decoded, 'user/auth0%7C7', 'user/%', 'user/%zz', 'of/acme', 'of/%61cme', 'of/%2561cme', own.replaceAll('%7C', '%7c')].map(async room => [room, await there.connection.join(room)]))
+  t.same(joined.filter(([, isIn]) => isIn).map(([room]) => room), [own, 'of/acme'], 'and in one way')
 })
 
 t.test('86: patterns that never decide, and rules that say nothing, are refused by their path', async t => {

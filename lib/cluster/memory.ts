@@ -1,4 +1,5 @@
 /** One process, or several nodes in one: everything that Redis does for nodes, without it. */
+import { CLAIM } from './claims.js'
 import { authError } from '../errors.js'
 import { BucketTable } from '../policy/bucket.js'
 import { StrikeTable } from '../policy/strikes.js'
@@ -16,6 +17,8 @@ export function memoryCluster (): ClusterDriver {
   const members = new Set<ClusterMember>()
   const leases = new LeaseTable()
   const buckets = new BucketTable(MAX_COUNTED, Date.now)
+  /** Apart, so that who uses up names does not have limits forgotten. */
+  const claims = new BucketTable(MAX_COUNTED, Date.now)
   const strikes = new StrikeTable(MAX_COUNTED)
   const histories = new MemoryHistories()
   const tickets = new Map<string, { readonly value: string | typeof OVER, readonly until: number }>()
@@ -36,6 +39,7 @@ export function memoryCluster (): ClusterDriver {
         members.delete(member)
         if (members.size === 0) {
           buckets.stop()
+          claims.stop()
           strikes.stop()
           histories.stop()
         }
@@ -57,7 +61,7 @@ export function memoryCluster (): ClusterDriver {
       recall: (room, after, wanted) => histories.recall(room, after, wanted),
       acquire: (lease, limits, evicts) => leases.acquire(lease, limits, evicts),
       release: lease => { leases.release(lease) },
-      spend: debits => buckets.spend(debits),
+      spend: debits => (debits[0]?.key.startsWith(CLAIM) === true ? claims : buckets).spend(debits),
       strike: (names, window) => strikes.strike(names, window),
       putTicket,
       takeTicket

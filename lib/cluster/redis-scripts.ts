@@ -227,14 +227,33 @@ export const RECALL_USER = script(`
   return redis.call('HMGET', KEYS[1], 'version', ARGV[1])`)
 
 /**
+ * Numbers mean something to one Redis alone: another one, or the same in another life, may have gone back, and give them a second time.
+ * KEYS the messages, the head · an epoch for where there is none
+ */
+const begin = (epoch: string): string => `
+local info = redis.pcall('INFO', 'server')
+-- Where that may not be asked, it is always the same one.
+local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
+if redis.call('HGET', KEYS[2], 'run') ~= run then
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[2], 'run', run, 'epoch', ${epoch}, 'n', 0)
+end
+`
+
+/**
  * Says something in a room with history, in the order in which those hear it who listen.
  * KEYS the messages, the head, the channel · ARGV message, how many are kept, ms that they are, an epoch for where there is none, ms that the head is kept
  */
-export const APPEND = script(`${NOW}
-redis.call('HSETNX', KEYS[2], 'epoch', ARGV[4])
+export const APPEND = script(`${NOW}${begin('ARGV[4]')}
 redis.call('RPUSH', KEYS[1], int(now) .. ' ' .. ARGV[1])
 local n = redis.call('HINCRBY', KEYS[2], 'n', 1)
 redis.call('LTRIM', KEYS[1], -ARGV[2], -1)
+-- More than one of those that are over, so that none stays for long, and not all at once.
+for _ = 1, 4 do
+  local oldest = redis.call('LINDEX', KEYS[1], 0)
+  if (tonumber(string.match(oldest, '^(%d+) ')) or 0) >= now - ARGV[3] then break end
+  redis.call('LPOP', KEYS[1])
+end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
 return redis.call('PUBLISH', KEYS[3], redis.call('HGET', KEYS[2], 'epoch') .. '.' .. int(n) .. ' ' .. ARGV[1])`)
@@ -245,8 +264,7 @@ return redis.call('PUBLISH', KEYS[3], redis.call('HGET', KEYS[2], 'epoch') .. '.
  * ARGV an epoch or '' for where the room is now, a number, bytes, ms that messages count, a new epoch, ms that the head is kept, 1 if nodes have had that number
  * → epoch, head, the number before the first message, messages
  */
-export const RECALL = script(`${NOW}
-redis.call('HSETNX', KEYS[2], 'epoch', ARGV[5])
+export const RECALL = script(`${NOW}${begin('ARGV[5]')}
 redis.call('PEXPIRE', KEYS[2], ARGV[6])
 local epoch, head = redis.call('HGET', KEYS[2], 'epoch'), tonumber(redis.call('HGET', KEYS[2], 'n') or 0)
 local after = epoch == ARGV[1] and tonumber(ARGV[2]) or 0
@@ -259,19 +277,26 @@ end
 if ARGV[1] == '' or after > head then return { epoch, int(head), int(head), {} } end
 local length = redis.call('LLEN', KEYS[1])
 local from, bytes, found, isFull = math.max(after, head - length), 0, {}, false
-local at, since = length - (head - from), now - ARGV[4]
-while at < length and not isFull do
-  for _, kept in ipairs(redis.call('LRANGE', KEYS[1], at, at + 99)) do
-    local space = string.find(kept, ' ', 1, true) or 0
-    local isOld = (tonumber(string.sub(kept, 1, space - 1)) or 0) < since
-    if isOld and #found == 0 then
-      from = from + 1
-    else
-      bytes = bytes + #kept
-      isFull = isFull or (bytes > tonumber(ARGV[3]) and #found > 0)
-      if not isFull then found[#found + 1] = string.sub(kept, space + 1) end
-    end
+local at, since, limit = length - (head - from), now - ARGV[4], tonumber(ARGV[3])
+-- The first that still counts: times rise along the list.
+local high = length
+while at < high do
+  local middle = math.floor((at + high) / 2)
+  if (tonumber(string.match(redis.call('LINDEX', KEYS[1], middle), '^(%d+) ')) or 0) < since then
+    from, at = from + middle + 1 - at, middle + 1
+  else
+    high = middle
   end
-  at = at + 100
+end
+-- Not much more is read than is given.
+local step = 1
+while at < length and not isFull do
+  for _, kept in ipairs(redis.call('LRANGE', KEYS[1], at, at + step - 1)) do
+    bytes = bytes + #kept
+    isFull = isFull or (bytes > limit and #found > 0)
+    if not isFull then found[#found + 1] = string.sub(kept, (string.find(kept, ' ', 1, true) or 0) + 1) end
+  end
+  at = at + step
+  step = math.max(1, math.min(8, step * 2, math.floor((limit - bytes) * #found / bytes)))
 end
 return { epoch, int(head), int(from), found }`)

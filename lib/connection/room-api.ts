@@ -9,6 +9,7 @@ import type { ParsedOptions } from '../options.js'
 import { createClaims } from '../cluster/claims.js'
 import type { Cluster } from '../cluster/cluster.js'
 import type { ClusterNode } from '../cluster/node.js'
+import type { Revocations } from '../cluster/revocations.js'
 import { parse } from '../schema.js'
 import { compileRooms } from '../rooms/patterns.js'
 import { createPoll } from '../rooms/poll.js'
@@ -24,7 +25,7 @@ import { GuardedConnection } from './connection.js'
 import type { Hub } from './hub.js'
 
 /** @throws FST_HYBRID_AUTH_INVALID_OPTION naming the pattern */
-export function createRooms ({ rooms: settings, handshakeTimeout }: ParsedOptions, node: Pick<ClusterNode, 'cluster' | 'ignored'>, audit: Auditor, report: Hub['report']) {
+export function createRooms ({ rooms: settings, handshakeTimeout }: ParsedOptions, node: Pick<ClusterNode, 'cluster' | 'ignored'>, audit: Auditor, report: Hub['report'], revocations: Pick<Revocations, 'covers'>) {
   const { cluster } = node
   const patterns = parsePatterns(settings.patterns, settings)
   const termsOf = compileTerms(patterns)
@@ -58,7 +59,7 @@ export function createRooms ({ rooms: settings, handshakeTimeout }: ParsedOption
     onReceived
   })
   const poll = createPoll({
-    settings, verdicts, termsOf, recall, onRefused: (request, context, room, code) => { audit.pollRefused(request, context, room, reasonOf(code)) }
+    settings, verdicts, termsOf, recall, revocations, onRefused: (request, context, room, code) => { audit.pollRefused(request, context, room, reasonOf(code)) }
   })
   return { rooms, publisher, termsOf, poll, repeats: createRepeats(createClaims(cluster, true)) }
 }

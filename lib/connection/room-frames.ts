@@ -1,5 +1,6 @@
 /** What a client says of rooms, on a route that lets it. */
-import { unawaited, whenReady, type Maybe } from '../maybe.js'
+import type { PublishResult } from '../../types/rooms.js'
+import { whenReady, type Maybe } from '../maybe.js'
 import { StepUp } from '../policy/step-up.js'
 import { parseRoomFrame, type ClientRoomFrame, type ClientRoomMessageFrame, type ErrorFrame } from '../protocol.js'
 import type { RoomRefusal } from '../rooms/member.js'
@@ -68,20 +69,23 @@ function publish (connection: GuardedConnection, frame: ClientRoomMessageFrame):
 function publishText (connection: GuardedConnection, frame: ClientRoomMessageFrame, text: string, onFailed: () => void): Maybe<StepUp | typeof ANSWERED> {
   const { rooms, publisher, termsOf } = connection.route.hub
   const { room, id } = frame
-  const publish = (): void => {
-    const sent = publisher.send(room, text, connection, isMessageId(id) ? id : undefined)
-    unawaited(sent.then(({ published }) => {
-      // Elsewhere the members of this process have it.
-      if (published || termsOf(room).history === null) return
+  let sent: Promise<PublishResult> | null = null
+  const publish = (): void => { sent = publisher.send(room, text, connection, isMessageId(id) ? id : undefined) }
+  return whenReady(rooms.publishAs(connection, room, publish), (refusal): Maybe<StepUp | typeof ANSWERED> => {
+    if (refusal !== null) {
       onFailed()
-      answer(connection, 'unavailable', frame)
-    }))
-  }
-  return whenReady(rooms.publishAs(connection, room, publish), refusal => {
-    if (refusal === null) return ANSWERED
-    onFailed()
-    return refused(connection, refusal, frame)
+      return refused(connection, refusal, frame)
+    }
+    // Elsewhere the members of this process have it. Here one after the other is said: nobody has any number of them on the way.
+    return termsOf(room).history === null || sent === null ? ANSWERED : said(sent)
   })
+
+  async function said (result: Promise<PublishResult>): Promise<typeof ANSWERED> {
+    const { published } = await result
+    if (published) return ANSWERED
+    onFailed()
+    return answer(connection, 'unavailable', frame)
+  }
 }
 
 /** What its user has said before under the same id is not said again. */

@@ -71,7 +71,8 @@ function isOwn (pattern: readonly string[], segments: readonly string[], auth: A
 function isSame (segment = '', field: string | null): boolean {
   if (!segment.includes('%')) return segment === field
   try {
-    return decodeURIComponent(segment) === field
+    // In one way, as encodeURIComponent writes it: names that differ are rooms that differ, and nobody has any number of his own.
+    return field !== null && segment === encodeURIComponent(field)
   } catch {
     return false
   }

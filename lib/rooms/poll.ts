@@ -3,11 +3,13 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { AuthContext } from '../../types/context.js'
 import type { Cluster } from '../cluster/cluster.js'
 import type { Recalled, Retention } from '../cluster/history.js'
+import type { Revocations } from '../cluster/revocations.js'
 import { authError } from '../errors.js'
 import type { KeptMessage, PollAnswer, PolledRoom } from '../protocol.js'
 import { contextOf } from '../request.js'
 import { cursorOf, parseCursor } from './cursor.js'
 import type { RefusedFor } from './member.js'
+import { revokedAs } from '../verify/context.js'
 import { isRoomName, type RoomSettings } from './settings.js'
 import type { RoomTerms } from './terms.js'
 import { reasonOf, type Verdicts } from './verdicts.js'
@@ -17,33 +19,37 @@ export interface PollParts {
   readonly verdicts: Verdicts
   readonly termsOf: (room: string) => RoomTerms
   readonly recall: Cluster['recall']
+  readonly revocations: Pick<Revocations, 'covers'>
   readonly onRefused: (request: FastifyRequest, context: AuthContext, room: string, code: RefusedFor) => void
 }
 
 type Wanted = readonly [room: string, cursor: string | null]
 export type Poll = ReturnType<typeof createPoll>
 
-export function createPoll ({ settings, verdicts, termsOf, recall, onRefused }: PollParts) {
+export function createPoll ({ settings, verdicts, termsOf, recall, revocations, onRefused }: PollParts) {
   return async function poll (request: FastifyRequest, reply?: FastifyReply): Promise<PollAnswer> {
     const context = contextOf(request)
     if (context === null) throw authError('FST_HYBRID_AUTH_NOT_AUTHENTICATED')
     const wanted = wantedIn(request.body, settings.maxPerConnection)
     if (wanted === null) throw authError('FST_HYBRID_AUTH_MALFORMED_REQUEST')
     reply?.header('cache-control', 'no-store')
-    const refusals = new Map(await Promise.all(wanted.map(async ([room]) => [room, await refusalOf(request, context, room)] as const)))
+    const refusals = new Map(await Promise.all(wanted.map(async ([room], index) => [room, await refusalOf(request, context, room, index < MAX_TOLD)] as const)))
     const admitted = turned(wanted.filter(([room]) => refusals.get(room) === null))
     const found = new Map<string, PolledRoom>()
     const budget = new Budget(settings.maxBuffered)
     for (const [index, [room, cursor]] of admitted.entries()) found.set(room, await read(room, cursor, budget, admitted.length - index))
+    // It took its time, in which the credential may have ended.
+    if (revocations.covers(context)) throw authError(revokedAs(context))
+    if (context.expiresAt !== null && context.expiresAt <= Date.now()) throw authError('FST_HYBRID_AUTH_EXPIRED_TOKEN')
     // As members of its own, whatever they are called.
     return { rooms: Object.fromEntries(wanted.map(([room]) => [room, found.get(room) ?? refusals.get(room)])) as PollAnswer['rooms'] }
   }
 
   /** null: its messages may be had. */
-  async function refusalOf (request: FastifyRequest, context: AuthContext, room: string): Promise<PolledRoom | null> {
+  async function refusalOf (request: FastifyRequest, context: AuthContext, room: string, isTold: boolean): Promise<PolledRoom | null> {
     const unmet = isRoomName(room, settings) ? await verdicts.ask({ request, context }, room, 'join') : BAD_ROOM
     if (unmet === null) return termsOf(room).history === null ? { error: 'no_history' } : null
-    onRefused(request, context, room, unmet.code)
+    if (isTold) onRefused(request, context, room, unmet.code)
     return { error: reasonOf(unmet.code) }
   }
 
@@ -74,6 +80,8 @@ function given ({ epoch, from, to, entries }: Recalled, budget: Budget): PolledR
   return { messages, cursor: cursorOf({ epoch, number: to }) }
 }
 
+/** Of so many rooms of one poll the audit is told: a question costs whoever asks it no more than one room would. */
+const MAX_TOLD = 10
 const BAD_ROOM = { code: 'bad_room' } as const
 /** What surrounds a payload in an answer: a cursor, an id. */
 const ENVELOPE = 256
@@ -82,17 +90,20 @@ const ENVELOPE = 256
 class Budget {
   left: number
   #isUsed = false
+  #isFull = false
 
   constructor (bytes: number) {
     this.left = bytes
   }
 
   get isSpent (): boolean {
-    return this.#isUsed && this.left <= ENVELOPE
+    return this.#isFull || (this.#isUsed && this.left <= ENVELOPE)
   }
 
   spend (bytes: number): boolean {
-    if (this.#isUsed && bytes > this.left) return false
+    // What is read and not given was read for nothing: then the others wait as well.
+    this.#isFull = this.#isUsed && bytes > this.left
+    if (this.#isFull) return false
     this.#isUsed = true
     this.left -= bytes
     return true

@@ -2,7 +2,7 @@
 import type { Member } from './member.js'
 
 /** One that did not come back is one that the cluster may still have. */
-const MAX_KEPT = 1000
+const MAX_KEPT = 10_000
 
 export interface Publication {
   readonly except: Member | null
