@@ -27,7 +27,7 @@ t.test('neither requests of nobody nor those of a user push out of the log what 
       read().then(all => {
         entries = all
         setTimeout(() => { isDue = true }, 250)
-      }, t.threw)
+      }, (error: unknown) => { t.threw(error) })
     }
     return sum() === 150
   })
