@@ -1,7 +1,7 @@
 /** How a sign-in ends before its time: whatever it was given opens nothing any more, and its sockets close with 4006. */
 import { promisify } from 'node:util'
 
-/** Longer than a token lasts, for clocks differ. */
+/** So much longer is a token taken for live, for clocks differ. To this comes the guard's `clockTolerance`, where it has one. */
 const SKEW = 1000
 
 export function createEndings ({ app, signins, sessions, issuer }) {
@@ -10,8 +10,8 @@ export function createEndings ({ app, signins, sessions, issuer }) {
   /** Sign-ins that are in no list any more. */
   const end = (gone, reason) => Promise.all(gone.flatMap(signin => signin.kind === 'session'
     ? [app.hybridAuth.revoke({ sessionId: signin.sessionId }, { reason }), destroy(signin.sessionId)]
-    : signin.tokens.filter(({ until }) => until > Date.now())
-      .map(({ jti, until }) => app.hybridAuth.revoke({ jti, iss: issuer }, { reason, expiresAt: until + SKEW }))))
+    : signin.tokens.filter(({ until }) => until + SKEW > Date.now())
+      .map(({ jti, until }) => app.hybridAuth.revoke({ jti, iss: issuer }, { reason, expiresAt: until + 2 * SKEW }))))
 
   return {
     end,
