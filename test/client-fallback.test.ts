@@ -171,7 +171,7 @@ t.test('a session that is over, as the poll says, is a logout', async t => {
 
 t.test('what a room has lost is told, and a room that is refused is left', async t => {
   const polling = await polled(t, {}, 2)
-  const { client, server, gaps, errors, until } = polling
+  const { client, server, gaps, errors, lefts, until } = polling
   client.join('a')
   client.join('b')
   await until('it knows where it is', () => server.polls.at(-1)?.rooms.a === 'c0')
@@ -179,11 +179,11 @@ t.test('what a room has lost is told, and a room that is refused is left', async
   await until('it has heard', () => polling.messages.length > 0)
   t.same([payloads(polling), gaps], [[3, 4], [{ room: 'a' }]])
   server.instead.push(async () => ({ rooms: { a: { messages: [], cursor: 'c4' }, b: { error: 'forbidden' } } }))
-  await until('it is refused', () => errors.length > 0)
-  t.same(errors, [{ stage: 'refused', error: { type: 'error', code: 'forbidden', room: 'b' } }])
+  await until('it is refused', () => lefts.length > 0)
+  t.same([lefts, errors], [[{ room: 'b', reason: 'forbidden' }], []])
   await rounds(polling)
   t.same(Object.keys(server.polls.at(-1)?.rooms ?? {}), ['a'])
-  t.same([errors.length, gaps.length], [1, 1])
+  t.same([lefts.length, gaps.length], [1, 1])
   polling.last().open()
   t.same(polling.last().frames, [{ type: 'join', room: 'a', cursor: 'c4' }])
 })
@@ -319,10 +319,11 @@ t.test('what a poll answers when there is a socket again is not heard, for the s
 
 t.test('who closes the client in the middle of an answer hears nothing more of it', async t => {
   const two = { messages: [{ payload: 1, cursor: 'c1' }, { payload: 2, cursor: 'c2' }], cursor: 'c2', gap: true }
-  const cases: Array<[what: string, answer: object, event: 'message' | 'gap' | 'error']> = [
+  const cases: Array<[what: string, answer: object, event: 'message' | 'gap' | 'left' | 'error']> = [
     ['a message', { a: two, b: two }, 'message'],
     ['a gap', { a: { ...two, messages: [] }, b: two }, 'gap'],
-    ['a refusal', { a: { error: 'forbidden' }, b: { error: 'forbidden' } }, 'error']
+    ['a refusal', { a: { error: 'forbidden' }, b: { error: 'forbidden' } }, 'left'],
+    ['a room without history', { a: { error: 'no_history' }, b: { error: 'no_history' } }, 'error']
   ]
   for (const [what, answer, event] of cases) {
     await t.test(what, async t => {
@@ -333,7 +334,7 @@ t.test('who closes the client in the middle of an answer hears nothing more of i
       server.instead.push(async () => ({ rooms: answer }))
       await until('it is closed', () => client.state === 'closed')
       for (let i = 0; i < 10; i++) await settle()
-      t.equal(polling.messages.length + polling.gaps.length + polling.errors.length, 1)
+      t.equal(polling.messages.length + polling.gaps.length + polling.lefts.length + polling.errors.length, 1)
       t.equal(closes.length, 1)
       t.same(order.slice(order.indexOf('closed')), ['closed', 'close'])
       t.equal(server.polls.length, 1)
@@ -376,7 +377,7 @@ t.test('who closes the client when it hears that it is degraded, or that this is
 })
 
 t.test('what a listener does when the client ends and is no longer degraded is not undone, and is told once', async t => {
-  for (const [what, code] of [['close', 4006], ['connect', 4006], ['close', 4001], ['connect', 4001]] as const) {
+  for (const [what, code] of [['close', 4006], ['connect', 4006], ['close', 4007], ['connect', 4007]] as const) {
     await t.test(`${what}, ${code}`, async t => {
       const { client, server, degraded, closes, states, all, last, until } = await polled(t)
       client.join('a')
@@ -469,7 +470,7 @@ t.test('where there is no token any more the client ends, and one that is late p
   last().end()
   client.connect()
   await until('it is closed', () => client.state === 'closed')
-  t.same([closes.at(-1)?.reason, errors], ['no_credential', []])
+  t.same([closes.at(-1)?.reason, polling.logouts, errors.map(({ stage }) => stage)], ['no_credential', [{ by: 'self' }], ['poll', 'connect']])
 })
 
 t.test('a token that is asked for by a poll is not used when the client is closed meanwhile', async t => {
@@ -483,7 +484,7 @@ t.test('a token that is asked for by a poll is not used when the client is close
   client.close()
   slow.resolve(lookalike(100))
   for (let i = 0; i < 10; i++) await settle()
-  t.same([server.polls.length, errors], [1, []])
+  t.same([server.polls.length, errors.map(({ stage }) => stage)], [1, ['poll']])
 })
 
 t.test('a getToken that fails is an error of the poll, and the poll goes on', async t => {
@@ -498,7 +499,7 @@ t.test('a getToken that fails is an error of the poll, and the poll goes on', as
   client.join('a')
   server.instead.push(reply => reply.code(401).send(''))
   await until('it is polled again', () => server.polls.length > 1)
-  t.match(errors, [{ stage: 'poll', error: { message: 'the login page is away' } }])
+  t.match(errors, [{ stage: 'poll', error: { message: 'the server answered 401' } }, { stage: 'poll', error: { message: 'the login page is away' } }])
 })
 
 t.test('a ticket opens sockets only: with it there is no fallback', t => {

@@ -337,3 +337,19 @@ t.test('a token that the server has closed for is not sent again, also where the
     }
   }
 })
+
+t.test('what is said while there is no network waits, in its order, and goes over the same socket where that is still there', async t => {
+  const { client, page, last, all } = paged(t, { queue: 3 })
+  await settle()
+  last().open()
+  page.navigator.onLine = false
+  last().greets = false
+  page.fire('offline')
+  t.equal(client.send('1'), false)
+  page.navigator.onLine = true
+  t.equal(client.send('2'), false, 'it does not overtake what waits')
+  t.same(last().frames, [])
+  last().say({ type: 'auth_success', user: { id: 'somebody' }, expiresIn: null })
+  t.same([last().sent, all.length], [['1', '2'], 1])
+  t.equal(client.send('3'), true)
+})

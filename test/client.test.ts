@@ -1338,3 +1338,53 @@ t.test('who closes a client while it gets ready to connect sees no socket', asyn
   await settle()
   t.same([all.length, client.state, closes.at(-1)?.terminal], [1, 'closed', true])
 })
+
+t.test('options that cannot be are refused by their name', t => {
+  const { WebSocket } = fakeSockets()
+  const wrong: Array<[string, object]> = [
+    ['url', { url: undefined }], ['url', { url: '' }], ['WebSocket', { WebSocket: {} }], ['getToken', { getToken: 'a' }], ['attach', { attach: 'header', getToken: () => 'a' }],
+    ['queue', { queue: -1 }], ['queue', { queue: 'a' }], ['fallback', { fallback: true }], ['fallback', { fallback: {} }], ['fallback', { fallback: { poll: '/poll', interval: 0 } }],
+    ['fallback', { fallback: { poll: '/poll', interval: 'a' } }], ['fallback', { fallback: { poll: '/poll', after: -1 } }], ['fallback', { fallback: { poll: '/poll', after: NaN } }]
+  ]
+  for (const [option, given] of wrong) {
+    const options: object = { url: ADDRESS, WebSocket, ...given }
+    t.throws(() => { Reflect.apply(createAuthSocket, null, [options]) }, { name: 'TypeError', message: `the option ${option} is missing, or cannot be what it is` }, JSON.stringify(given))
+  }
+  t.end()
+})
+
+t.test('what is neither text nor bytes, and what JSON does not hold, is not sent, whether or not there is a socket', async t => {
+  const { WebSocket, last } = fakeSockets()
+  const { client } = watched(t, { url: ADDRESS, WebSocket, queue: 5 })
+  const wrong = (): void => {
+    for (const data of [{ a: 1 }, 7, null, undefined]) t.throws(() => { Reflect.apply(Object(Reflect.get(client, 'send')) as typeof createAuthSocket, client, [data]) }, TypeError)
+    for (const payload of [undefined, () => {}]) t.throws(() => client.publish('a', payload), TypeError)
+  }
+  wrong()
+  await settle()
+  last().open()
+  wrong()
+  t.equal(client.send(new Uint8Array(1)), true)
+  t.same(last().sent, [new Uint8Array(1)])
+})
+
+t.test('why there is no connection is told, as far as the socket knows; and nobody logged in is a logout', async t => {
+  const { client, errors, until } = watched(t, { url: 'ws://127.0.0.1:1/', WebSocket })
+  await until('it has failed', () => errors.length > 0)
+  t.match(errors, [{ stage: 'connect', error: { message: /ECONNREFUSED/ } }])
+  client.close()
+  const fakes = fakeSockets()
+  const one = watched(t, { url: ADDRESS, WebSocket: fakes.WebSocket })
+  one.client.join('a')
+  await settle()
+  fakes.last().end()
+  t.match(one.errors, [{ stage: 'connect', error: { message: 'no connection, or no answer' } }])
+  one.client.connect()
+  await settle()
+  fakes.last().open().end({ code: 4001 })
+  t.same([one.logouts, one.client.state], [[{ by: 'server' }], 'closed'])
+  one.client.connect()
+  await settle()
+  fakes.last().greets = true
+  t.same(fakes.last().open().frames, [], 'who was logged out is in no room')
+})

@@ -21,6 +21,7 @@ export interface Watched {
   logouts: Array<AuthSocketEvents['logout']>
   gaps: Array<AuthSocketEvents['gap']>
   degraded: boolean[]
+  lefts: Array<AuthSocketEvents['left']>
   closes: Array<AuthSocketEvents['close']>
   errors: Array<AuthSocketEvents['error']>
   /** Names of events in their order, without those of messages. */
@@ -52,7 +53,7 @@ export function watching (client: AuthSocket): Watched {
     return kept
   }
   const seen = {
-    states: keep('state'), opens: keep('open'), messages: keep('message'), permissions: keep('permissions'), logouts: keep('logout'), gaps: keep('gap'), degraded: keep('degraded'), closes: keep('close'), errors: keep('error')
+    states: keep('state'), opens: keep('open'), messages: keep('message'), permissions: keep('permissions'), logouts: keep('logout'), gaps: keep('gap'), degraded: keep('degraded'), lefts: keep('left'), closes: keep('close'), errors: keep('error')
   }
   const until: Watched['until'] = (what, holds, ms) => eventually(`${what} (${client.state}; ${JSON.stringify(seen.closes)})`, holds, ms)
   return {

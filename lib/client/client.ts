@@ -77,11 +77,11 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
     const token = sent = tokens && await tokens.forConnection()
     if (mine !== turn) return
     if (tokens && !token) {
-      end('no_credential')
+      logOut('self', 'no_credential')
       return
     }
     // Another ticket is nothing to a socket that is open.
-    if (tokens && !isTicket) refresh = createRefresh(token, tokens, say, () => { end('no_credential') }, error => { emit('error', { stage: 'token', error }) })
+    if (tokens && !isTicket) refresh = createRefresh(token, tokens, say, () => { logOut('self', 'no_credential') }, error => { emit('error', { stage: 'token', error }) })
     try {
       // It is open when the server has said for whom.
       const opening = openLink(Socket, url, attach, token, () => { say(attach === 'message' ? { type: 'auth', token } : { type: 'auth_status' }) }, receive, lost)
@@ -110,7 +110,7 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
     fallback?.end()
     if (mine !== turn) return
     for (const room of rooms.cursors.keys()) say(rooms.frameFor(room))
-    while (queue[0] !== undefined && link?.send(queue[0])) queue.shift()
+    flush()
     // Another tab may have brought it meanwhile.
     const newer = tokens?.held()
     if (newer && newer !== sent) refresh?.offer(newer)
@@ -128,7 +128,8 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
       calm()
       if (expiresIn !== undefined) tokens?.lasts(expiresIn)
       refresh?.plan()
-      if (state !== 'open') opened(user)
+      if (state === 'open') flush()
+      else opened(user)
     }, () => { bye = meaningOf(LOST, frame) })
     if (!isOurs && isOpen) deliver({ data, room: null })
     else if (!isOurs) early.push(data)
@@ -139,20 +140,28 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
     for (const stream of streams) stream.push(message)
   }
 
-  function lost (code: number, text: string): void {
+  /** What waits goes before what is said next. */
+  function flush (): void {
+    while (queue[0] !== undefined && link?.send(queue[0])) queue.shift()
+  }
+
+  function lost (code: number, text: string, cause = 'no connection, or no answer'): void {
     const meaning = code === LOST && bye ? bye : meaningOf(code, read(text))
     const { reason, action } = meaning
     const token = refresh ? refresh.accepted() : sent
-    if (state !== 'open' && code === LOST && ++neverOpened === SUSPICIOUS) tokens?.suspect()
+    const hasFailed = state !== 'open' && code === LOST
     // Who stops must not come back with a token that is over.
-    if (action === 'refresh' || /^(authentication_f|refresh_f|revoked)/.test(reason)) tokens?.reject(token)
+    const isOver = /^(authentication_f|refresh_f|revoked)/.test(reason)
+    if (hasFailed && ++neverOpened === SUSPICIOUS) tokens?.suspect()
+    if (action === 'refresh' || isOver) tokens?.reject(token)
     const mine = stop()
     if (action === 'stop') {
-      if (reason === 'revoked') logOut('server', reason, code)
+      if (isOver) logOut('server', reason, code)
       else end(reason, code)
       return
     }
-    emit('close', { code, reason, action, terminal: false })
+    if (hasFailed) emit('error', { stage: 'connect', error: new Error(cause) })
+    if (mine === turn) emit('close', { code, reason, action, terminal: false })
     if (mine !== turn) return
     if (reason !== 'inactive') later(meaning.retryAfterMs)
     else {
@@ -186,7 +195,8 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
   function logOut (by: AuthSocketEvents['logout']['by'], reason = 'logged_out', code?: number): void {
     if (state === 'closed') return
     const mine = stop()
-    rooms.cursors.clear()
+    // Of who was never there nothing is forgotten: it is as it was asked for.
+    if (identity) rooms.cursors.clear()
     forget()
     if (mine === turn) emit('logout', { by })
     if (mine === turn) end(reason, code)
@@ -237,9 +247,10 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
   }
 
   function send (data: Data): boolean {
-    if (state === 'open' && link?.send(data)) return true
-    // Who waits is as strict as the socket would be.
-    if (typeof data !== 'string' && !(data.byteLength >= 0)) throw new TypeError('neither text nor bytes')
+    // A browser would send anything, as a text of it.
+    if (typeof data !== 'string' && !((Object(data) as ArrayBuffer).byteLength >= 0)) throw new TypeError('send() takes text or bytes: JSON.stringify() makes text of an object')
+    // What is said behind something that waits waits as well, and so does all where there is no network.
+    if (state === 'open' && !queue.length && !isOffline() && link?.send(data)) return true
     if (state !== 'closed' && queue.length < limit) queue.push(data)
     if (state === 'idle') connect()
     return false
@@ -291,6 +302,8 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
       if (state === 'open') say({ type: 'leave', room })
     },
     publish (room, payload, id = crypto.getRandomValues(new Uint32Array(4)).join('-')) {
+      const text: unknown = JSON.stringify(payload)
+      if (!text) throw new TypeError('the payload is nothing that JSON holds')
       rooms.published(room, id)
       return send(JSON.stringify({ type: 'message', room, payload, id }))
     },

@@ -1,7 +1,7 @@
 /** What the client uses of a browser, or of Node: declared here, so that neither has to be there to compile it. */
 
 /** Text, or bytes. */
-export type Data = string | ArrayBuffer | ArrayBufferView<ArrayBuffer>
+export type Data = string | ArrayBuffer | ArrayBufferView
 
 /** The part of a WebSocket (WHATWG WebSockets §3.1) that is used; `ws` has it too. */
 export interface SocketLike {
@@ -12,11 +12,12 @@ export interface SocketLike {
   close (code?: number, reason?: string): void
 }
 
-/** Of a message its data, of a close its code and reason. */
+/** Of a message its data, of a close its code and reason, of an error, in Node, what it was. */
 export interface SocketEvent {
   readonly type: string
   readonly data?: unknown
   readonly code?: number
+  readonly message?: string
   readonly reason?: string
 }
 

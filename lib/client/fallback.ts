@@ -35,9 +35,11 @@ export function createFallback ({ after = 10_000, poll, interval = 5000 }: Fallb
     })
     const { rooms: answers } = read(await response.text())
     if (response.ok && answers) for (const [room, answer] of Object.entries(Object(answers) as Values)) take(room, Object(answer) as Values, signal)
-    else if (response.status !== 401) emit('error', { stage: 'poll', error: new Error(`the server answered ${response.status}`) })
-    else if (tokens) tokens.reject(token)
-    else onLoggedOut()
+    else if (response.status === 401 && !tokens) onLoggedOut()
+    else {
+      if (response.status === 401) tokens?.reject(token)
+      emit('error', { stage: 'poll', error: new Error(`the server answered ${response.status}`) })
+    }
     return Math.min(MAX_DELAY, Number(response.headers.get('retry-after')) * 1000 || 0)
   }
 
@@ -45,11 +47,15 @@ export function createFallback ({ after = 10_000, poll, interval = 5000 }: Fallb
     // A listener may close the client, or leave the room.
     const isOver = (): boolean => signal.aborted || !rooms.cursors.has(room)
     if (isOver()) return
-    if (error) {
+    if (typeof error === 'string') {
       // As over a socket: who may not be in a room any more is out of it.
-      if (error === 'forbidden') rooms.cursors.delete(room)
-      else unheard.add(room)
-      emit('error', { stage: 'refused', error: { type: 'error', code: error, room } })
+      if (error === 'forbidden') {
+        rooms.cursors.delete(room)
+        emit('left', { room, reason: error })
+      } else {
+        unheard.add(room)
+        emit('error', { stage: 'refused', error: { type: 'error', code: error, message: 'This room cannot be polled', action: 'none', room } })
+      }
     } else for (const one of Array.isArray(messages) ? [...messages as unknown[], { cursor, gap }] : []) if (!isOver()) rooms.take(room, Object(one) as Values)
   }
 

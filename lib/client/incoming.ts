@@ -1,4 +1,5 @@
 /** Frames of the server, and what is done about each. */
+import type { ErrorFrame } from '../protocol.js'
 import type { Emit } from './emitter.js'
 import type { Values } from './frames.js'
 import type { Refresh } from './refresh.js'
@@ -28,9 +29,8 @@ export function obey (
     // None: it was left by the client, which knows what it wants.
     if (reason) rooms.cursors.delete(room)
     emit('left', { room, reason: reason === 'removed' || reason === 'forbidden' ? reason : null })
-  } else if (typeof code !== 'string') return false
-  else if (type === 'bye') onBye()
-  else if (type !== 'error') return false
+  } else if (type === 'bye' && typeof code === 'string') onBye()
+  else if (!isError(frame)) return false
   else if (code === 'not_authenticated') onStatus(null, null)
   else if (code === 'refresh_failed') return refresh?.refused() === true
   else {
@@ -38,6 +38,11 @@ export function obey (
     emit('error', { stage: 'refused', error: frame })
   }
   return true
+}
+
+function isError (frame: object): frame is ErrorFrame {
+  const { type, code } = frame as Values
+  return type === 'error' && typeof code === 'string'
 }
 
 function isPermissions (frame: object): frame is AuthSocketEvents['permissions'] {

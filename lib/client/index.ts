@@ -5,14 +5,24 @@ import type { AuthSocket, AuthSocketOptions } from './types.js'
 
 /**
  * Connects, and stays connected for as long as there is a credential. Listen before the next turn of the loop: nothing happens sooner.
- * @throws TypeError on options that contradict each other, and where there is no WebSocket
+ * @throws TypeError that names the option which is missing, cannot be, or does not go with the others
  */
 export function createAuthSocket (options: AuthSocketOptions): AuthSocket {
-  const { WebSocket: Socket = page.WebSocket, getToken, attach = 'cookie', fallback } = options
-  if (!Socket || (!getToken && attach !== 'cookie') || (fallback && attach === 'ticket')) throw new TypeError('WebSocket, attach, getToken or fallback is missing, or does not go with the others')
+  const { url, WebSocket: Socket = page.WebSocket, getToken, attach = 'cookie', queue = 0, fallback } = options
+  const { after = 0, interval = 1, poll = '' } = fallback ?? {}
+  check('url', url)
+  check('WebSocket', typeof Socket === 'function')
+  check('getToken', getToken ? typeof getToken === 'function' : attach === 'cookie')
+  check('attach', /^(protocol|message|ticket|query|cookie)$/.test(attach))
+  check('queue', queue >= 0)
+  check('fallback', !fallback || (poll && after >= 0 && interval >= 1 && attach !== 'ticket'))
   const client = createClient(options, Socket)
   queueMicrotask(() => { client.connect() })
   return client
+}
+
+function check (option: string, holds: unknown): asserts holds {
+  if (!holds) throw new TypeError(`the option ${option} is missing, or cannot be what it is`)
 }
 
 export { CLOSE } from '../protocol.js'

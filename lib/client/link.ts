@@ -19,13 +19,14 @@ export interface Link {
  */
 export function openLink (
   Socket: SocketClass, url: AuthSocketOptions['url'], attach: Attach, token: string | null,
-  onOpen: () => void, onMessage: (data: unknown) => void, onClose: (code: number, reason: string) => void
+  onOpen: () => void, onMessage: (data: unknown) => void, onClose: (code: number, reason: string, cause?: string) => void
 ): Link {
   const address = new URL(typeof url === 'function' ? url() : url, page.location?.href)
   address.protocol = address.protocol.replace('http', 'ws')
   if (token && (attach === 'query' || attach === 'ticket')) address.searchParams.set(attach === 'query' ? 'token' : attach, token)
   const socket = new Socket(address.href, token && attach === 'protocol' ? [SUBPROTOCOL, BEARER_PREFIX + token] : [SUBPROTOCOL])
   let isOver = false
+  let cause: string | undefined
   const listen = (type: 'open' | 'message' | 'close' | 'error', listener: (event: SocketEvent) => void): void => {
     socket.addEventListener(type, event => { if (!isOver) listener(event) })
   }
@@ -34,10 +35,10 @@ export function openLink (
   listen('message', ({ data }) => { onMessage(data) })
   listen('close', ({ code = LOST, reason = '' }) => {
     isOver = true
-    onClose(code, reason)
+    onClose(code, reason, cause)
   })
-  // What follows it is the close. Node's sockets have to be listened to.
-  listen('error', () => {})
+  // What follows it is the close. A browser does not say what it was.
+  listen('error', ({ message }) => { cause = message })
   return {
     send (data) {
       if (isOver || socket.readyState !== 1) return false

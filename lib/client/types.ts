@@ -1,5 +1,5 @@
 /** What an application writes, and is told. */
-import type { CloseAction } from '../protocol.js'
+import type { CloseAction, ErrorFrame } from '../protocol.js'
 import type { Data, SocketClass } from './environment.js'
 import type { GetToken } from './tokens.js'
 
@@ -63,8 +63,8 @@ export interface ClosedEvent {
 
 /** A message of the application, or what somebody said in a room. */
 export type ClientMessage =
-  | { readonly data: unknown, readonly room: null }
-  | { readonly payload: unknown, readonly room: string, readonly id?: string | number }
+  | { readonly room: null, /** Text as a string, bytes as an ArrayBuffer. */ readonly data: unknown, readonly payload?: undefined, readonly id?: undefined }
+  | { readonly room: string, readonly payload: unknown, readonly id?: string | number | undefined, readonly data?: undefined }
 
 export type AuthSocketEvents = {
   state: State
@@ -73,7 +73,10 @@ export type AuthSocketEvents = {
   message: ClientMessage
   permissions: { readonly permissions: readonly string[], readonly added: readonly string[], readonly removed: readonly string[] }
   close: ClosedEvent
-  /** The user is no longer logged in: by {@link AuthSocket.logout} here or in another tab, or by the server (4006, or a poll with a cookie that is 401). The close follows. */
+  /**
+   * There is nobody logged in any more: by {@link AuthSocket.logout} here or in another tab, by getToken that has none (`self`), or
+   * as the server says: revoked, closed by it, or not authenticated in the first place. The close follows.
+   */
   logout: { readonly by: 'self' | 'tab' | 'server' }
   /** true: there is no socket, and the rooms are polled. false: that is over. */
   degraded: boolean
@@ -84,10 +87,10 @@ export type AuthSocketEvents = {
   /** Messages of the room are lost: more than its history holds. Load anew what they have changed. */
   gap: { readonly room: string }
   /**
-   * `token`: getToken failed. `connect`: there is no socket to be had. `poll`: a poll failed. `refused`: the server has refused
-   * something, and the socket stays; `error` is its frame.
+   * `token`: getToken failed. `connect`: there is no socket to be had, for now. `poll`: a poll failed. `refused`: the server has
+   * refused something, and the socket stays.
    */
-  error: { readonly stage: 'token' | 'connect' | 'poll' | 'refused', readonly error: unknown }
+  error: { readonly stage: 'token' | 'connect' | 'poll', readonly error: unknown } | { readonly stage: 'refused', readonly error: ErrorFrame }
 }
 
 export interface AuthSocket {
@@ -98,7 +101,7 @@ export interface AuthSocket {
   /** Into a room, now and after each reconnect. */
   join (room: string): void
   leave (room: string): void
-  /** As {@link send}. @param id tells the server, and who hears it, that they have seen it before: nobody else's may be the same. @default a random one */
+  /** As {@link send}, of what JSON holds. Others hear it, and this client does not. @param id tells the server, and who hears it, that they have seen it before: nobody else's may be the same. @default a random one */
   publish (room: string, payload: unknown, id?: string | number): boolean
   /** Connects at once, if it waits, is idle, was closed by the server or logged out. Not after {@link close}. */
   connect (): void
