@@ -298,7 +298,7 @@ export class Tab {
   }
 
   isOpen (name = 'main', times = 1): Promise<Seen> {
-    return this.until((seen, count) => seen.open.length === count && seen.state.at(-1) === 'open', times, name)
+    return this.until((seen, count) => seen.open.length >= count && seen.state.at(-1) === 'open', times, name)
   }
 
   /** Has heard the numbers up to there. */
