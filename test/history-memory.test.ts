@@ -1,5 +1,7 @@
 /** What a process keeps of its rooms, and no more; options, cursors and frames. */
 import t from 'tap'
+import { unawaited } from '../lib/maybe.js'
+import { Publications } from '../lib/rooms/publications.js'
 import type { Retention, Wanted } from '../lib/cluster/history.js'
 import { createCodec } from '../lib/cluster/command.js'
 import { MemoryHistories } from '../lib/cluster/memory-history.js'
@@ -116,4 +118,14 @@ t.test('a thousand senders are remembered', t => {
   for (let n = 0; n < 1001; n++) t.ok(senders.isNew({ from: `n${n}`, number: 5 }))
   t.same([senders.isNew({ from: 'n1', number: 5 }), senders.isNew({ from: 'n0', number: 5 })], [false, true])
   t.end()
+})
+
+t.test('of more messages than anybody waits for at once the oldest are given up', async t => {
+  const publications = new Publications()
+  const first = publications.expect(1, null)
+  for (let sequence = 2; sequence <= 10_001; sequence++) unawaited(publications.expect(sequence, null))
+  t.equal(await first, 0)
+  t.equal(publications.take(1), null)
+  t.not(publications.take(2), null)
+  publications.end()
 })

@@ -48,6 +48,8 @@ t.test('what a name cannot hold stands in it as encodeURIComponent writes it, an
   const [own, decoded] = [`user/${encodeURIComponent('auth0|7 /ä%')}`, 'user/auth0|7']
   const joined = await Promise.all([own, decoded, 'user/auth0%7C7', 'user/%', 'user/%zz', 'of/acme', 'of/%61cme', 'of/%2561cme', own.replaceAll('%7C', '%7c')].map(async room => [room, await there.connection.join(room)]))
   t.same(joined.filter(([, isIn]) => isIn).map(([room]) => room), [own, 'of/acme'], 'and in one way')
+  const half = await open({ token: goodToken({ sub: '\ud800', companyId: 'acme' }) })
+  t.equal(await half.there.connection.join('user/%ED%A0%80'), false, 'what cannot be written so has no room')
 })
 
 t.test('86: patterns that never decide, and rules that say nothing, are refused by their path', async t => {
