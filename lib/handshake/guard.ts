@@ -115,12 +115,15 @@ export function createGuards (options: ParsedOptions, { chain, hub, audit, repor
       })
     }
 
+    function mayAsk ({ raw }: FastifyRequest): boolean {
+      return rule.control !== false && (rule.control === true || speaksProtocol(raw.headers['sec-websocket-protocol']))
+    }
+
     function admitSocket (request: FastifyRequest, verdict: Exclude<Verdict, Refusal>, place: Place | null): void {
       // What is compressed is small on the wire only: a socket that owes its credential gets no room to unpack.
       if (verdict === PENDING) delete request.raw.headers['sec-websocket-extensions']
       // Nobody's socket is left alone where nothing is limited, and nobody asks as whom it is open.
-      const mayAsk = rule.control !== false && (rule.control === true || speaksProtocol(request.raw.headers['sec-websocket-protocol']))
-      const isFree = verdict === null && place === null && rule.rate === undefined && settings.decide === undefined && !mayAsk
+      const isFree = verdict === null && place === null && rule.rate === undefined && settings.decide === undefined && !mayAsk(request)
       admitUpgrade(request.raw, isFree
         ? null
         : (socket, net, run) => { accept(socket, net, request, settings, verdict === null ? NOBODY : verdict === PENDING ? null : verdict, place, run) })
