@@ -338,7 +338,11 @@ t.test('a message that its own node is not told of is read, and its publisher wa
   await turn()
   leaver.there.connection.leave('short')
   t.same(await publishing, { delivered: 0, published: true }, 'nobody is left to wait for')
+  const unread = node.publish('3')
+  await turn()
+  await turn()
   slow.isAway = true
+  t.same(await unread, { delivered: 0, published: true }, 'it is there, and nobody here has had it yet')
   slow.isDeaf = false
   const results = await Promise.all(Array.from({ length: 1002 }, () => node.publish('x')))
   t.same(results.filter(({ delivered, published }) => delivered !== 0 || published), [])
