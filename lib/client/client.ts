@@ -249,8 +249,8 @@ export function createClient (options: AuthSocketOptions, Socket: SocketClass): 
   function send (data: Data): boolean {
     // A browser would send anything, as a text of it.
     if (typeof data !== 'string' && !((Object(data) as ArrayBuffer).byteLength >= 0)) throw new TypeError('send() takes text or bytes: JSON.stringify() makes text of an object')
-    // What is said behind something that waits waits as well, and so does all where there is no network.
-    if (state === 'open' && !queue.length && !isOffline() && link?.send(data)) return true
+    // What is said behind something that waits waits as well; so does what can, while it is not sure that anybody is there.
+    if (state === 'open' && !queue.length && !(limit && patienceTimer) && link?.send(data)) return true
     if (state !== 'closed' && queue.length < limit) queue.push(data)
     if (state === 'idle') connect()
     return false
