@@ -197,6 +197,6 @@ t.test('one socket at a time, no token that was refused, nothing twice, and noth
     const wrong = await play(t, time, isBegun, steps)
     opened++
     if (wrong.length > 0) throw new Error(wrong.join('; '))
-  }), { numRuns: RUNS, endOnFailure: false })
+  }), { numRuns: RUNS, seed: 8, endOnFailure: false })
   t.ok(opened >= RUNS)
 })
